@@ -1,0 +1,28 @@
+"""The published artefact: where its files lie in a model repository, and what its ONNX metadata says.
+
+Metadata values are strings; those marked JSON hold a JSON document.
+"""
+
+MODEL_FILE = "model.onnx"
+"""`<repository>/<model>/<version>/model.onnx`, Triton's layout."""
+
+REPORT_FILE = "report.json"
+"""Beside the model: what was verified, and how it came out (JSON)."""
+
+CONFIG_FILE = "config.pbtxt"
+"""`<repository>/<model>/config.pbtxt`: optional."""
+
+LABELS_KEY = "inferd.labels"
+"""ONNX metadata, JSON: {output name: [label, ...]}, one label per element of the output's last axis."""
+
+PREPROCESSING_KEY = "inferd.preprocessing"
+"""ONNX metadata, JSON: what the graph does to its raw inputs, in words and numbers, by input name."""
+
+TRAINING_KEY = "inferd.training"
+"""ONNX metadata, JSON: family, hyper-parameters, metrics on the test set."""
+
+DATA_KEY = "inferd.data"
+"""ONNX metadata, JSON: the dataset's name, its source, and the SHA-256 of each of its files."""
+
+VERSIONS_KEY = "inferd.versions"
+"""ONNX metadata, JSON: {package: version} of everything that shaped the artefact."""

@@ -1,0 +1,1 @@
+"""The server: frontend, core, repository, scheduling, runtime."""
