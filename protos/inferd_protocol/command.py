@@ -1,7 +1,8 @@
 """The `inferd` command: finds the sub-commands that the installed packages register, and runs one.
 
 A package registers a `Command` under the entry-point group `inferd.commands`. Its module must be cheap to import
-(argparse and this module): `inferd --help` imports them all. The work is imported inside `run`.
+(argparse and this module): `inferd --help` imports them all, `inferd COMMAND` only its own. What the work needs is
+imported inside `run`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ GROUP = "inferd.commands"
 
 
 class CommandError(Exception):
-    """A mistake of the user's: its message is one sentence, printed without a traceback. The exit status is `status`."""
+    """A mistake of the user's: its message is one sentence, printed without a traceback; `status` is the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
@@ -39,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="inferd", description="Take a Keras model to production.")
     parser.add_argument("--version", action="version", version=f"inferd {version('inferd')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    arguments = sys.argv[1:] if arguments is None else arguments
+    registered = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
+    # A command that is named needs none of the others; help and typing errors show them all.
+    called = [entry for entry in registered if entry.name in arguments[:1]]
+    for entry in called or registered:
         command: Command = entry.load()
         sub = commands.add_parser(entry.name, help=command.summary, description=command.summary)
         command.add_arguments(sub)

@@ -22,7 +22,7 @@ _LENGTH = struct.Struct("<I")
 
 
 class TensorError(ValueError):
-    """A tensor whose bytes, elements and shape do not agree. The message names the tensor, what was expected and what came."""
+    """A tensor whose bytes, elements and shape do not agree: the message names it, what was expected and what came."""
 
 
 def element_count(name: str, shape: Sequence[int]) -> int:
@@ -118,7 +118,7 @@ def _split_bytes(name: str, buffer: Buffer, count: int) -> list[object]:
 
 
 def _join_bytes(array: Tensor) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     for element in array.reshape(-1).tolist():
         data = element if isinstance(element, bytes) else str(element).encode()
         parts += (_LENGTH.pack(len(data)), data)

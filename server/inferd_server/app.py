@@ -1,0 +1,111 @@
+"""Builds the server and runs it: the order in which it starts and stops is written here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+
+from inferd_server.config import ServerConfig
+from inferd_server.core.inference import InferenceCore
+from inferd_server.frontend.grpc_server import GrpcServer
+from inferd_server.frontend.services import Services
+from inferd_server.observability import log
+from inferd_server.repository.lifecycle import State
+from inferd_server.repository.manager import RepositoryManager
+from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from inferd_server.runtime.resources import available_cpus
+
+_LOG = logging.getLogger(__name__)
+
+_FORCED_STATUS = 1
+
+
+def run(config: ServerConfig) -> int:
+    """Runs the server until it is told to stop by SIGTERM or SIGINT. Returns the exit status.
+
+    Raises ConfigurationError where it cannot start as asked.
+    """
+    threads = config.intra_op_threads or max(1, available_cpus() // config.instances)
+    repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads))
+    asyncio.run(_serve(config, repository))
+    return 0
+
+
+async def _serve(config: ServerConfig, repository: RepositoryManager) -> None:
+    services = Services(repository)
+    # Ports before models: the server is live at once, and a port that is taken is known before a long load.
+    server = GrpcServer(config, InferenceCore(repository), services)
+    stop = _stop_signal()
+    await server.start()
+    loading = asyncio.create_task(asyncio.to_thread(repository.load_all))
+    await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.done():
+        loading.result()
+        await _announce(config, server, services, repository)
+        await stop
+    await _shut_down(config, server, services, repository, loading)
+
+
+async def _announce(
+    config: ServerConfig, server: GrpcServer, services: Services, repository: RepositoryManager
+) -> None:
+    entries = [
+        (f"{name}/{version}", entry)
+        for name, model in repository.models.items()
+        for version, entry in model.versions.items()
+    ]
+    ready = [label for label, entry in entries if entry.state is State.READY]
+    failed = [name for name, model in repository.models.items() if model.latest is None]
+    providers = sorted({entry.servable.model.provider for _, entry in entries if entry.servable})
+    if services.is_ready():
+        await server.set_serving()
+    state = "serving" if services.is_ready() else "not ready"
+    log.event(
+        _LOG,
+        "ready" if services.is_ready() else "not_ready",
+        f"{state}: {', '.join(ready) or 'no model'} on {', '.join(providers) or 'nothing'} at {server.address}"
+        + (" with TLS" if config.grpc_use_ssl else "")
+        + (f"; unavailable: {', '.join(failed)}" if failed else ""),
+        address=server.address,
+        models=ready,
+        unavailable=failed,
+        providers=providers,
+    )
+
+
+async def _shut_down(
+    config: ServerConfig,
+    server: GrpcServer,
+    services: Services,
+    repository: RepositoryManager,
+    loading: asyncio.Task[None],
+) -> None:
+    ends = time.monotonic() + config.drain_delay_secs + config.exit_timeout_secs
+    _LOG.info("stopping: not serving any more; running requests get %g s to finish", config.exit_timeout_secs)
+    services.drain()
+    await server.drain()
+    await asyncio.sleep(config.drain_delay_secs)
+    await server.stop(max(0.0, ends - time.monotonic()))
+    # A load cannot be interrupted; what it would have served is not called any more.
+    await asyncio.wait({loading}, timeout=max(0.0, ends - time.monotonic()))
+    await asyncio.to_thread(repository.close, max(0.0, ends - time.monotonic()))
+    _LOG.info("stopped")
+
+
+def _stop_signal() -> asyncio.Future[None]:
+    """A future that the first SIGTERM or SIGINT completes. The second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def on_signal() -> None:
+        if stop.done():
+            _LOG.warning("stopping at once: requests that run are lost")
+            os._exit(_FORCED_STATUS)
+        stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop

@@ -1,0 +1,106 @@
+"""What the operator decides: every setting of the server, validated once, immutable afterwards.
+
+The command line is generated from the fields, their defaults and the text in their metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from inferd_server.errors import ConfigurationError
+
+MIB = 1024 * 1024
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """The least important lines that are still written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _setting(text: str, *, default: Any = None, parse: Callable[[str], Any] = str, many: bool = False) -> Any:
+    metadata = {"help": text, "parse": parse, "many": many}
+    return field(default=() if many else default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The settings of one server process. Raises ConfigurationError where they make no sense together."""
+
+    model_repository: Path = field(
+        metadata={"help": "folder of models, <model>/<version>/model.onnx", "parse": Path, "many": False}
+    )
+    grpc_address: str = _setting("address to listen on; 0.0.0.0 for every interface", default="127.0.0.1")
+    grpc_port: int = _setting("port to listen on; 0 takes a free one", default=8001, parse=int)
+    device: Device = _setting(
+        "where models run: auto takes CUDA where it works, else the CPU; cuda fails where it cannot be had",
+        default=Device.AUTO,
+        parse=Device,
+    )
+    max_batch_size: int = _setting("most rows run at once; longer requests are split", default=64, parse=int)
+    max_request_rows: int = _setting("most rows one request may bring", default=65536, parse=int)
+    max_queue_size: int = _setting("most requests that wait for one model; more are refused", default=2048, parse=int)
+    max_queue_bytes: int = _setting("most tensor bytes that wait for one model", default=512 * MIB, parse=int)
+    instances: int = _setting("batches of one model that run at the same time", default=1, parse=int)
+    intra_op_threads: int = _setting(
+        "threads within one run; 0 shares the CPUs this process may use among the instances", default=0, parse=int
+    )
+    required_model: tuple[str, ...] = _setting(
+        "model without which the server is not ready (repeatable); with none, any one model will do", many=True
+    )
+    grpc_max_message_size: int = _setting("largest message received or sent, bytes", default=64 * MIB, parse=int)
+    grpc_use_ssl: bool = _setting("serve TLS", default=False, parse=bool)
+    grpc_server_cert: Path | None = _setting("PEM certificate chain of the server", parse=Path)
+    grpc_server_key: Path | None = _setting("PEM private key of the server", parse=Path)
+    grpc_root_cert: Path | None = _setting("PEM certificates that client certificates are checked against", parse=Path)
+    grpc_use_ssl_mutual: bool = _setting("require client certificates", default=False, parse=bool)
+    drain_delay_secs: float = _setting(
+        "seconds between saying NOT_SERVING and refusing calls, for load balancers to notice", default=0.0, parse=float
+    )
+    exit_timeout_secs: float = _setting("seconds that running requests get to finish", default=30.0, parse=float)
+    log_format: LogFormat = _setting("log lines as text or as JSON", default=LogFormat.TEXT, parse=LogFormat)
+    log_level: LogLevel = _setting("least important lines that are written", default=LogLevel.INFO, parse=LogLevel)
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "max_batch_size", "max_request_rows", "max_queue_size", "max_queue_bytes", "instances")
+        self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
+        self._at_least(1024, "grpc_max_message_size")
+        if self.grpc_port > 65535:
+            raise ConfigurationError(f"--grpc-port expects at most 65535, got {self.grpc_port}")
+        if self.grpc_use_ssl_mutual and not self.grpc_root_cert:
+            raise ConfigurationError("--grpc-use-ssl-mutual needs --grpc-root-cert to check clients against")
+        if self.grpc_use_ssl and not (self.grpc_server_cert and self.grpc_server_key):
+            raise ConfigurationError("--grpc-use-ssl needs --grpc-server-cert and --grpc-server-key")
+        if not self.grpc_use_ssl and (self.grpc_server_cert or self.grpc_server_key or self.grpc_use_ssl_mutual):
+            raise ConfigurationError("certificates are given, but TLS is off: add --grpc-use-ssl")
+        for path in (self.grpc_server_cert, self.grpc_server_key, self.grpc_root_cert):
+            if path is not None and not path.is_file():
+                raise ConfigurationError(f"{path} is not a file: expected PEM certificates or a key")
+
+    def _at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigurationError(f"{flag} expects at least {least}, got {getattr(self, name)}")

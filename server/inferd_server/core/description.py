@@ -1,0 +1,73 @@
+"""What the server says of itself and its models."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from inferd_server.errors import ModelNotFound, ModelNotReady
+from inferd_server.repository.lifecycle import State
+from inferd_server.repository.manager import RepositoryManager
+from inferd_server.runtime.backend import TensorSpec
+
+SERVER_NAME = "inferd"
+
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+"""The protocol's extensions that work here, and no others."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDescription:
+    """A tensor as a client sends or receives it: -1 for any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """A model: its callable versions, and the tensors of the one asked for."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorDescription, ...]
+    outputs: tuple[TensorDescription, ...]
+
+
+@functools.cache
+def server_version() -> str:
+    """The version of the installed distribution."""
+    return version("inferd")
+
+
+def describe_model(repository: RepositoryManager, name: str, version: str) -> ModelDescription:
+    """Describes a model's version. Raises as `lifecycle.find` does."""
+    servable = repository.find(name, version)
+    entries = repository.models[name].versions
+    return ModelDescription(
+        name=name,
+        versions=tuple(str(number) for number, entry in entries.items() if entry.state is State.READY),
+        platform=servable.platform,
+        inputs=tuple(map(_tensor, servable.signature.inputs)),
+        outputs=tuple(map(_tensor, servable.signature.outputs)),
+    )
+
+
+def model_ready(repository: RepositoryManager, name: str, version: str) -> bool:
+    """Whether a model's version can be called: False for one that is not known, as Triton 2.51 answers.
+
+    Raises InvalidRequest where the version is no whole number.
+    """
+    try:
+        repository.find(name, version)
+    except (ModelNotFound, ModelNotReady):
+        return False
+    return True
+
+
+def _tensor(spec: TensorSpec) -> TensorDescription:
+    shape = tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape)
+    return TensorDescription(spec.name, spec.datatype.name, shape)

@@ -1,0 +1,106 @@
+"""Everything that can go wrong in the server, as one small family.
+
+    ServerError                  a call is answered with a status
+    ├── InvalidRequest           the request contradicts the model or itself
+    ├── MalformedMessage         the bytes are no message of the RPC
+    ├── ModelNotFound            no such model, or no such version is served
+    ├── Unavailable              not now; `reason` says which kind of not now
+    │   ├── ModelNotReady        known, but loading, or its load failed
+    │   ├── QueueFull            overloaded
+    │   ├── QueueTimeout         waited longer than the request allows
+    │   └── Draining             shutting down
+    ├── DeadlineExceeded         the client's deadline passed before the run
+    ├── NotBuilt                 a part of the protocol that this server does not have
+    └── RuntimeFailure           the runtime failed on a valid request
+
+    LoadError                    a model cannot be served; kept as its reason, never a crash
+    ConfigurationError           the server cannot start as it was asked to; exit status 2
+
+`frontend.status` holds the one table from these to gRPC status codes.
+"""
+
+from __future__ import annotations
+
+from inferd_protocol.reasons import Reason
+
+
+class ServerError(Exception):
+    """A call that is answered with a status. The message is one sentence for the caller."""
+
+
+class InvalidRequest(ServerError):
+    """The request contradicts the model, or itself."""
+
+
+class MalformedMessage(ServerError):
+    """The bytes received are no message of the RPC."""
+
+
+class ModelNotFound(ServerError):
+    """No such model, or no such version of it is served."""
+
+
+class Unavailable(ServerError):
+    """The call cannot be answered now."""
+
+    reason: Reason
+
+
+class ModelNotReady(Unavailable):
+    """The model is known, and its version is loading or failed to load."""
+
+    reason = Reason.LOADING
+
+    def __init__(self, model: str, version: int | None, why: str) -> None:
+        name = f"model '{model}'" + ("" if version is None else f" version {version}")
+        super().__init__(f"{name} is not ready: {why}")
+
+
+class QueueFull(Unavailable):
+    """The model's queue has no room."""
+
+    reason = Reason.QUEUE_FULL
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"the queue is full ({limit}): send less at once, or try again later")
+
+
+class QueueTimeout(Unavailable):
+    """The request waited longer than its own `timeout` parameter allows."""
+
+    reason = Reason.QUEUE_TIMEOUT
+
+    def __init__(self) -> None:
+        super().__init__("the request waited in the queue longer than its timeout parameter allows")
+
+
+class Draining(Unavailable):
+    """The server is shutting down."""
+
+    reason = Reason.DRAINING
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down: send the request to another one")
+
+
+class DeadlineExceeded(ServerError):
+    """The client's deadline passed before its request could run."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline of the call passed while the request waited in the queue")
+
+
+class NotBuilt(ServerError):
+    """A part of the protocol that this server does not have."""
+
+
+class RuntimeFailure(ServerError):
+    """The runtime failed on a request that was valid."""
+
+
+class LoadError(Exception):
+    """A model that cannot be served: the message says why."""
+
+
+class ConfigurationError(Exception):
+    """The server cannot start as it was asked to: the message says what to change."""

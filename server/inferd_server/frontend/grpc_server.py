@@ -1,0 +1,214 @@
+"""The gRPC server on grpcio's asyncio: every RPC of the protocol, health, reflection, TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from inferd_protocol import grpc_service_pb2, model_config_pb2
+from inferd_protocol.methods import METHODS, SERVICE, Method
+
+from inferd_server.config import ServerConfig
+from inferd_server.core.inference import InferenceCore
+from inferd_server.errors import ConfigurationError, NotBuilt
+from inferd_server.frontend import infer
+from inferd_server.frontend.services import Handler, Services
+from inferd_server.frontend.status import Status, status_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_HEALTH_NAMES = ("", SERVICE)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GrpcServer:
+    """Listens from `start` on, says NOT_SERVING until `set_serving`, and again from `drain` on."""
+
+    def __init__(self, config: ServerConfig, core: InferenceCore, services: Services) -> None:
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", config.grpc_max_message_size),
+                ("grpc.max_send_message_length", config.grpc_max_message_size),
+                # Without it a second server on the same port would start, and get half of the calls.
+                ("grpc.so_reuseport", 0),
+            )
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server, pool=_reflection_pool())
+        handlers = {name: _unary(METHODS[name], handler) for name, handler in services.handlers().items()}
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(_InferEndpoint(core).call)
+        for name, method in METHODS.items():
+            if name not in handlers:
+                handlers[name] = _not_built(method)
+        self._server.add_registered_method_handlers(SERVICE, handlers)
+        self.address = self._bind(config)
+
+    async def start(self) -> None:
+        """Accepts calls: the server is live, and not yet ready."""
+        await self._set_health(_NOT_SERVING)
+        await self._server.start()
+
+    async def set_serving(self) -> None:
+        """Tells health checks that the server is ready."""
+        await self._set_health(_SERVING)
+
+    async def drain(self) -> None:
+        """Tells health checks, those that watch included, that the server should be sent nothing more."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, timeout: float) -> None:
+        """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""
+        await self._server.stop(timeout)
+
+    async def _set_health(self, status: int) -> None:
+        for name in _HEALTH_NAMES:
+            await self._health.set(name, status)
+
+    def _bind(self, config: ServerConfig) -> str:
+        host = f"[{config.grpc_address}]" if ":" in config.grpc_address else config.grpc_address
+        address = f"{host}:{config.grpc_port}"
+        try:
+            if config.grpc_use_ssl:
+                port = self._server.add_secure_port(address, _credentials(config))
+            else:
+                port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"cannot listen on {address}: is the port taken, the address one of this machine's?"
+            ) from error
+        return f"{host}:{port}"
+
+
+class _AioCall:
+    """A call on the event loop. Answers come from other threads and are brought home by `_Homecoming`."""
+
+    __slots__ = ("_gone", "_homecoming", "_outcome", "deadline_ns", "message")
+
+    def __init__(self, message: bytes, context: Context, homecoming: _Homecoming) -> None:
+        self.message = message
+        remaining: float | None = context.time_remaining()
+        self.deadline_ns: int | None = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
+        self._gone = False
+        self._homecoming = homecoming
+        self._outcome: asyncio.Future[bytes | Status] = homecoming.loop.create_future()
+
+    def cancelled(self) -> bool:
+        return self._gone
+
+    def respond(self, message: bytes) -> None:
+        self._homecoming.bring(self._outcome, message)
+
+    def fail(self, status: Status) -> None:
+        self._homecoming.bring(self._outcome, status)
+
+    async def outcome(self) -> bytes | Status:
+        try:
+            return await self._outcome
+        except asyncio.CancelledError:
+            # The caller cancelled, or its deadline passed: what still waits in a queue is for nobody.
+            self._gone = True
+            raise
+
+
+class _Homecoming:
+    """Takes outcomes from worker threads to the event loop: one wake-up for all that are there, not one each."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._arrived: deque[tuple[asyncio.Future[bytes | Status], bytes | Status]] = deque()
+        self._called = False
+
+    def bring(self, future: asyncio.Future[bytes | Status], outcome: bytes | Status) -> None:
+        self._arrived.append((future, outcome))
+        if not self._called:
+            self._called = True
+            self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        # Before the queue is emptied: whoever appends from here on calls again.
+        self._called = False
+        while self._arrived:
+            future, outcome = self._arrived.popleft()
+            if not future.done():
+                future.set_result(outcome)
+
+
+class _InferEndpoint:
+    """ModelInfer as grpcio calls it: bytes in, bytes out."""
+
+    def __init__(self, core: InferenceCore) -> None:
+        self._core = core
+        self._homecoming: _Homecoming | None = None
+
+    async def call(self, message: bytes, context: Context) -> bytes:
+        if self._homecoming is None:
+            self._homecoming = _Homecoming(asyncio.get_running_loop())
+        call = _AioCall(message, context, self._homecoming)
+        infer.handle(call, self._core)
+        outcome = await call.outcome()
+        if isinstance(outcome, Status):
+            await _abort(context, outcome)
+        assert isinstance(outcome, bytes)
+        return outcome
+
+
+def _unary(method: Method, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+    async def call(message: bytes, context: Context) -> Message:
+        try:
+            response: Message = handler(method.request.FromString(message))
+        except Exception as error:
+            await _abort(context, status_of(error))
+            raise
+        return response
+
+    return grpc.unary_unary_rpc_method_handler(call, response_serializer=method.response.SerializeToString)
+
+
+def _not_built(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+    error = NotBuilt(f"RPC {method.name} is part of the protocol, and this server does not have it")
+
+    async def unary(_: bytes, context: Context) -> bytes:
+        await _abort(context, status_of(error))
+        raise error
+
+    async def stream(_: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        await _abort(context, status_of(error))
+        yield b""
+
+    if method.streaming:
+        return grpc.stream_stream_rpc_method_handler(stream)
+    return grpc.unary_unary_rpc_method_handler(unary)
+
+
+async def _abort(context: Context, status: Status) -> None:
+    await context.abort(status.code, status.message, status.metadata)
+
+
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials:
+    assert config.grpc_server_key is not None
+    assert config.grpc_server_cert is not None
+    pair = (config.grpc_server_key.read_bytes(), config.grpc_server_cert.read_bytes())
+    roots = config.grpc_root_cert.read_bytes() if config.grpc_root_cert else None
+    return grpc.ssl_server_credentials([pair], roots, require_client_auth=config.grpc_use_ssl_mutual)
+
+
+def _reflection_pool() -> DescriptorPool:
+    """A pool for reflection alone: this project's messages live in a pool of their own, grpcio's in the default one."""
+    pool = DescriptorPool()
+    for module in (model_config_pb2, grpc_service_pb2, health_pb2, reflection_pb2):
+        file = descriptor_pb2.FileDescriptorProto()
+        module.DESCRIPTOR.CopyToProto(file)
+        pool.Add(file)
+    return pool

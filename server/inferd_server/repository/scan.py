@@ -1,0 +1,57 @@
+"""What lies in a model repository: `<model>/<version>/model.onnx`, and perhaps `<model>/config.pbtxt`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferd_protocol.artefact import CONFIG_FILE
+
+from inferd_server.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDirectory:
+    """One model's folder: its versions in rising order, and its config.pbtxt where it has one."""
+
+    name: str
+    path: Path
+    versions: tuple[int, ...]
+    config: Path | None
+
+
+def scan(repository: Path) -> Mapping[str, ModelDirectory]:
+    """The models in a repository, by name.
+
+    A model is a folder that has a version folder (named by a whole number from 1) or a config.pbtxt; hidden folders,
+    such as those a publisher writes aside, are none. Raises ConfigurationError where the repository is missing, is no
+    folder, or holds no model.
+    """
+    if not repository.is_dir():
+        what = "is no folder" if repository.exists() else "does not exist"
+        raise ConfigurationError(f"--model-repository {repository} {what}: expected <model>/<version>/model.onnx in it")
+    try:
+        folders = sorted(entry for entry in repository.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        models = {folder.name: model for folder in folders if (model := _model(folder))}
+    except OSError as error:
+        raise ConfigurationError(f"--model-repository {repository} cannot be read: {error}") from error
+    if not models:
+        raise ConfigurationError(
+            f"--model-repository {repository} holds no model: expected <model>/<version>/model.onnx in it, "
+            "as `inferd publish` writes it"
+        )
+    return models
+
+
+def _model(folder: Path) -> ModelDirectory | None:
+    versions = sorted(int(entry.name) for entry in folder.iterdir() if entry.is_dir() and _is_version(entry.name))
+    config = folder / CONFIG_FILE
+    if not versions and not config.is_file():
+        return None
+    return ModelDirectory(folder.name, folder, tuple(versions), config if config.is_file() else None)
+
+
+def _is_version(name: str) -> bool:
+    """Whole numbers from 1, written plainly: `01` and `1` would be one version twice."""
+    return name.isascii() and name.isdigit() and not name.startswith("0")

@@ -1,0 +1,60 @@
+"""One version of a model that can be called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from inferd_protocol.artefact import LABELS_KEY
+
+from inferd_server.errors import LoadError
+from inferd_server.repository.model_config import ModelConfig
+from inferd_server.runtime.backend import RuntimeModel, Signature
+from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Servable:
+    """A loaded version: what it takes and gives, how it is served, and the batcher that runs it."""
+
+    name: str
+    version: int
+    platform: str
+    config: ModelConfig
+    labels: Mapping[str, tuple[str, ...]]
+    """By output name: one label for each index of its last axis."""
+    model: RuntimeModel
+    batcher: DynamicBatcher
+
+    @property
+    def signature(self) -> Signature:
+        """The model's inputs and outputs."""
+        return self.model.signature
+
+    def close(self, timeout: float) -> None:
+        """Finishes what it has accepted, within `timeout` seconds, and frees the model."""
+        self.batcher.close(timeout)
+        self.model.close()
+
+
+def read_labels(signature: Signature) -> Mapping[str, tuple[str, ...]]:
+    """The labels that the export wrote into the model's metadata, none where it wrote none.
+
+    Raises LoadError where they are no {output: [label, ...]} or do not match the model's outputs.
+    """
+    text = signature.metadata.get(LABELS_KEY)
+    if text is None:
+        return {}
+    outputs = {spec.name: spec for spec in signature.outputs}
+    try:
+        labels = {str(output): tuple(map(str, names)) for output, names in json.loads(text).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise LoadError(f"the metadata {LABELS_KEY} is no JSON object of lists of labels: {error}") from error
+    for name, names in labels.items():
+        if name not in outputs:
+            raise LoadError(f"the metadata {LABELS_KEY} names output '{name}', the model has {sorted(outputs)}")
+        last = outputs[name].shape[-1] if outputs[name].shape else None
+        if isinstance(last, int) and last != len(names):
+            raise LoadError(f"the metadata {LABELS_KEY} has {len(names)} labels for the {last} elements of '{name}'")
+    return labels

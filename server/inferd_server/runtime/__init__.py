@@ -1,0 +1,1 @@
+"""Runs models. The only room that knows ONNX Runtime."""

@@ -1,0 +1,62 @@
+"""The interface behind which models run. Everything above it is free of any runtime's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from inferd_protocol.datatypes import Datatype
+from inferd_protocol.tensors import Tensor
+
+Dim = int | str | None
+"""A size, the name of a size that may vary, or None for one that varies without a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output as the model file declares it."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and gives, and the metadata written into its file."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+
+
+class RuntimeModel(Protocol):
+    """A model that is loaded and can be run from any thread."""
+
+    signature: Signature
+    provider: str
+    """The execution provider in use, under the runtime's own name."""
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Runs `inputs` (the signature's order) and returns every output (the signature's order).
+
+        Raises InvalidRequest where the runtime blames the inputs, RuntimeFailure for anything else.
+        """
+
+    def close(self) -> None:
+        """Frees the model. It must not be running."""
+
+
+class Backend(Protocol):
+    """A runtime that loads model files."""
+
+    platform: str
+    """The platform's name in model metadata and config.pbtxt."""
+
+    def load(self, path: Path) -> RuntimeModel:
+        """Loads a model file.
+
+        Raises LoadError where the file is no model that this runtime and its device can run.
+        """
