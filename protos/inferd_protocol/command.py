@@ -17,7 +17,7 @@ GROUP = "inferd.commands"
 
 
 class CommandError(Exception):
-    """A mistake of the user's: its message is one sentence, printed without a traceback; `status` is the exit status."""
+    """A mistake of the user's: one sentence, printed without a traceback; `status` is the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
