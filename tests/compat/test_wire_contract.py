@@ -20,6 +20,9 @@ def _contract(file: FileDescriptor) -> descriptor_pb2.FileDescriptorProto:
     # Where a file lies and what it is called is each project's own affair.
     for field in ("name", "dependency", "options", "source_code_info"):
         proto.ClearField(field)  # type: ignore[arg-type]
+    for service in proto.service:
+        for method in service.method:
+            method.ClearField("options")
     return proto
 
 
@@ -42,10 +45,6 @@ def test_every_rpc_has_a_path_and_an_access() -> None:
 
 @pytest.mark.parametrize("order", [("tritonclient.grpc", "inferd_client"), ("inferd_client", "tritonclient.grpc")])
 def test_both_clients_import_in_one_process(order: tuple[str, str]) -> None:
-    code = f"import {order[0]}, {order[1]}; inferd_client.Client; from inferd_protocol import grpc_service_pb2"
-    ended = subprocess.run(
-        [sys.executable, "-c", code.replace("inferd_client.Client", "__import__('inferd_client').Client")],
-        capture_output=True,
-        text=True,
-    )
+    code = f"import {order[0]}, {order[1]}; from inferd_client import Client; Client('127.0.0.1:1').close()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -73,7 +73,10 @@ class OnnxRuntimeModel:
         self._input_names = [spec.name for spec in self.signature.inputs]
         self._output_names = [spec.name for spec in self.signature.outputs]
         datatypes = {spec.datatype for spec in self.signature.inputs + self.signature.outputs}
-        self._plain = not datatypes & {BF16, BYTES}
+        self._has_bf16 = BF16 in datatypes
+        self._texts = [index for index, spec in enumerate(self.signature.inputs) if spec.datatype is BYTES]
+        if self._has_bf16 and BYTES in datatypes:
+            raise LoadError("the model has both BF16 and string tensors, which the runtime cannot pass together")
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs the session; the GIL is released meanwhile. Raises as `RuntimeModel.run` says."""
@@ -81,11 +84,13 @@ class OnnxRuntimeModel:
         if session is None:
             raise RuntimeFailure("the model has been unloaded")
         try:
-            if self._plain:
-                feeds = dict(zip(self._input_names, inputs, strict=True))
-                outputs: list[Tensor] = session.run(self._output_names, feeds)
-                return outputs
-            return self._run_converted(session, inputs)
+            if self._has_bf16:
+                return self._run_values(session, inputs)
+            if self._texts:
+                inputs = self._with_texts(inputs)
+            feeds = dict(zip(self._input_names, inputs, strict=True))
+            outputs: list[Tensor] = session.run(self._output_names, feeds)
+            return outputs
         except ort_state.InvalidArgument as error:
             # An index out of range, shapes that do not go together: what only the graph itself can tell.
             raise InvalidRequest(f"the model refuses the inputs: {error}") from error
@@ -98,15 +103,19 @@ class OnnxRuntimeModel:
         """Frees the session."""
         self._session = None
 
-    def _run_converted(self, session: ort.InferenceSession, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def _with_texts(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        arrays = list(inputs)
+        for index in self._texts:
+            arrays[index] = _text(self._input_names[index], arrays[index])
+        return arrays
+
+    def _run_values(self, session: ort.InferenceSession, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Runs on the runtime's own values: numpy has no BF16."""
         feeds = {}
         held = [np.ascontiguousarray(array) for array in inputs]  # the runtime reads their memory until the run ends
         for spec, array in zip(self.signature.inputs, held, strict=True):
             if spec.datatype is BF16:
-                # numpy has no BF16: the runtime takes its bits, told what they are.
                 feeds[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _ONNX_BFLOAT16)
-            elif spec.datatype is BYTES:
-                feeds[spec.name] = ort.OrtValue.ortvalue_from_numpy(_text(spec.name, array))
             else:
                 feeds[spec.name] = ort.OrtValue.ortvalue_from_numpy(array)
         values = session.run_with_ort_values(self._output_names, feeds)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as triton
+from onnx import TensorProto
+from support import models
+from support.server import ServerProcess, serve
+
+ELEMENT_TYPES = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+
+MAX_BATCH_SIZE = 8
+MAX_MESSAGE_SIZE = 1024 * 1024
+MAX_REQUEST_ROWS = 1000
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model of each kind, and two that cannot be loaded."""
+    folder = tmp_path_factory.mktemp("repository")
+    models.write(folder, "classifier", models.classifier(), version=1)
+    models.write(folder, "classifier", models.classifier(), version=2)
+    models.write(folder, "pair", models.sum_and_difference())
+    models.write(folder, "ragged", models.ragged())
+    models.write(folder, "fixed", models.fixed_batch())
+    models.write(folder, "mean", models.batch_mean())
+    models.write(folder, "embedding", models.embedding())
+    models.write(folder, "slow", models.slow())
+    for name, element_type in ELEMENT_TYPES.items():
+        models.write(folder, f"identity_{name}", models.identity(element_type))
+    corrupt = folder / "corrupt" / "1" / "model.onnx"
+    corrupt.parent.mkdir(parents=True)
+    corrupt.write_bytes(b"no model")
+    (folder / "empty" / "1").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[ServerProcess]:
+    """A server over `repository` with small limits."""
+    with serve(
+        repository,
+        *("--max-batch-size", str(MAX_BATCH_SIZE)),
+        *("--grpc-max-message-size", str(MAX_MESSAGE_SIZE)),
+        *("--max-request-rows", str(MAX_REQUEST_ROWS)),
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: ServerProcess) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(server.address) as connected:
+        yield connected

@@ -1,0 +1,217 @@
+"""The batcher with a model whose runs the test lets begin and end: no timing, only order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from inferd_protocol.datatypes import BY_NAME
+from inferd_server.errors import DeadlineExceeded, Draining, InvalidRequest, QueueTimeout, RuntimeFailure, ServerError
+from inferd_server.runtime.backend import Signature, TensorSpec
+from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
+from inferd_server.scheduling.request_queue import RequestQueue
+from inferd_server.scheduling.work import Work
+
+SECONDS = 30.0
+FP32 = BY_NAME["FP32"]
+
+
+class GatedModel:
+    """Doubles its rows. Each run waits for the gate; `runs` are the row counts so far."""
+
+    signature = Signature((TensorSpec("x", FP32, ("batch", 1)),), (TensorSpec("y", FP32, ("batch", 1)),), {})
+    provider = "test"
+
+    def __init__(self, answer: Callable[[np.ndarray], np.ndarray] = lambda x: x * 2) -> None:
+        self.gate = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self.runs: list[int] = []
+        self._answer = answer
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        self.runs.append(len(inputs[0]))
+        self.began.release()
+        assert self.gate.acquire(timeout=SECONDS)
+        return [self._answer(inputs[0])]
+
+    def close(self) -> None:
+        pass
+
+
+class Caller:
+    def __init__(self, deadline_ns: int | None = None) -> None:
+        self.deadline_ns = deadline_ns
+        self.gone = False
+        self.future: Future[list[float]] = Future()
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+    def send(self, outputs: Sequence[np.ndarray]) -> None:
+        self.future.set_result(outputs[0][:, 0].tolist())
+
+    def fail(self, error: ServerError) -> None:
+        self.future.set_exception(error)
+
+    def result(self) -> list[float]:
+        return self.future.result(SECONDS)
+
+
+class Bench:
+    """A batcher, its model, and a clock that stands still."""
+
+    def __init__(self, model: GatedModel, instances: int = 1, max_size: int = 100) -> None:
+        self.model = model
+        self.now_ns = 0
+        self.batcher = DynamicBatcher(
+            model,
+            name="test",
+            max_batch_size=4,
+            instances=instances,
+            queue=RequestQueue(max_size, 10**6),
+            clock_ns=lambda: self.now_ns,
+        )
+
+    def ask(self, *values: float, deadline_ns: int | None = None, expires_ns: int | None = None) -> Caller:
+        caller = Caller(deadline_ns)
+        array = np.array(values, np.float32).reshape(-1, 1)
+        self.batcher.enqueue(Work([array], len(values), "key", caller, expires_ns))
+        return caller
+
+    def busy(self) -> Caller:
+        """A request that runs, and holds the instance until the gate opens."""
+        caller = self.ask(100.0)
+        assert self.model.began.acquire(timeout=SECONDS)
+        return caller
+
+    def open(self, runs: int = 100) -> None:
+        self.model.gate.release(runs)
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def build(model: GatedModel | None = None, **options: int) -> Bench:
+        benches.append(Bench(model or GatedModel(), **options))
+        return benches[-1]
+
+    yield build
+    for bench in benches:
+        bench.open()
+        bench.batcher.close(SECONDS)
+
+
+def test_a_lone_request_runs_at_once(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.open()
+    assert bench.ask(1, 2).result() == [2, 4]
+    assert bench.model.runs == [2]
+
+
+def test_requests_that_came_during_a_run_are_one_batch(make: Callable[..., Bench]) -> None:
+    bench = make()
+    first = bench.busy()
+    others = [bench.ask(1), bench.ask(2, 3), bench.ask(4)]
+    bench.open()
+    assert first.result() == [200]
+    assert [caller.result() for caller in others] == [[2], [4, 6], [8]]
+    assert bench.model.runs == [1, 4]
+
+
+def test_a_large_request_is_split_and_put_together(make: Callable[..., Bench]) -> None:
+    bench = make(instances=2)
+    bench.open()
+    assert bench.ask(*range(11)).result() == [2 * value for value in range(11)]
+    assert sorted(bench.model.runs) == [3, 4, 4]
+
+
+def test_two_instances_run_at_the_same_time(make: Callable[..., Bench]) -> None:
+    bench = make(instances=2)
+    one, other = bench.busy(), bench.busy()
+    bench.open()
+    assert one.result() == other.result() == [200]
+
+
+def test_expired_and_cancelled_requests_are_not_run(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.busy()
+    late, waited, gone, alive = bench.ask(1, deadline_ns=5), bench.ask(2, expires_ns=5), bench.ask(3), bench.ask(4)
+    gone.gone = True
+    bench.now_ns = 5
+    bench.open()
+    assert alive.result() == [8]
+    with pytest.raises(DeadlineExceeded):
+        late.result()
+    with pytest.raises(QueueTimeout):
+        waited.result()
+    assert bench.model.runs == [1, 1]
+    assert not gone.future.done()
+
+
+def _refuse_threes(x: np.ndarray) -> np.ndarray:
+    if (x == 3).any():
+        raise InvalidRequest("no threes")
+    return x * 2
+
+
+def test_one_callers_bad_input_fails_that_caller_alone(make: Callable[..., Bench]) -> None:
+    bench = make(GatedModel(_refuse_threes))
+    bench.busy()
+    callers = [bench.ask(1), bench.ask(3), bench.ask(2)]
+    bench.open()
+    assert callers[0].result() == [2]
+    assert callers[2].result() == [4]
+    with pytest.raises(InvalidRequest, match="no threes"):
+        callers[1].result()
+
+
+def test_a_failed_part_fails_a_split_request_once_and_the_next_request_is_served(make: Callable[..., Bench]) -> None:
+    bench = make(GatedModel(_refuse_threes))
+    bench.open()
+    with pytest.raises(InvalidRequest):
+        bench.ask(*range(11)).result()
+    assert bench.ask(1).result() == [2]
+
+
+def test_a_defect_of_the_model_is_answered_and_survived(make: Callable[..., Bench]) -> None:
+    def broken(x: np.ndarray) -> np.ndarray:
+        if (x == 3).any():
+            raise ZeroDivisionError("oops")
+        return x * 2
+
+    bench = make(GatedModel(broken))
+    bench.open()
+    with pytest.raises(RuntimeFailure, match="oops"):
+        bench.ask(3).result()
+    assert bench.ask(1).result() == [2]
+
+
+def test_outputs_without_the_batch_axis_are_the_models_fault(make: Callable[..., Bench]) -> None:
+    bench = make(GatedModel(lambda x: x[:1]))
+    bench.open()
+    with pytest.raises(RuntimeFailure, match=r"'y' has shape \[1, 1\] for a batch of 2 rows"):
+        bench.ask(1, 2).result()
+
+
+def test_closing_finishes_what_was_accepted_and_refuses_more(make: Callable[..., Bench]) -> None:
+    bench = make()
+    callers = [bench.busy(), bench.ask(1), bench.ask(2)]
+    bench.open()
+    bench.batcher.close(SECONDS)
+    assert [caller.result() for caller in callers] == [[200], [2], [4]]
+    with pytest.raises(Closed):
+        bench.ask(1)
+
+
+def test_closing_gives_up_on_what_does_not_begin_in_time(make: Callable[..., Bench]) -> None:
+    bench = make()
+    running, waiting = bench.busy(), bench.ask(1)
+    bench.batcher.close(timeout=0)
+    with pytest.raises(Draining):
+        waiting.result()
+    bench.open()
+    assert running.result() == [200]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from inferd_server.errors import QueueFull
+from inferd_server.scheduling.request_queue import Death, RequestQueue
+from inferd_server.scheduling.work import Work
+
+
+class Caller:
+    """A completion that remembers."""
+
+    def __init__(self, deadline_ns: int | None = None) -> None:
+        self.deadline_ns = deadline_ns
+        self.gone = False
+
+    def cancelled(self) -> bool:
+        return self.gone
+
+
+def work(rows: int, key: str = "a", *, deadline_ns: int | None = None, expires_ns: int | None = None) -> Work:
+    return Work([np.zeros((rows, 2), np.float32)], rows, key, Caller(deadline_ns), expires_ns)  # type: ignore[arg-type]
+
+
+def queue(*works: Work, max_size: int = 100, max_bytes: int = 10**6) -> RequestQueue:
+    made = RequestQueue(max_size, max_bytes)
+    for each in works:
+        made.push(each)
+    return made
+
+
+def test_rows_are_picked_in_order_up_to_the_limit() -> None:
+    works = [work(3), work(4), work(2)]
+    waiting = queue(*works)
+    pick = waiting.pick(0, 8)
+    assert [(piece.work, piece.start, piece.stop) for piece in pick.slices] == [(works[0], 0, 3), (works[1], 0, 4)]
+    assert pick.rows == 7
+    assert [piece.work for piece in waiting.pick(0, 8).slices] == [works[2]]
+    assert len(waiting) == 0
+
+
+def test_only_requests_of_one_key_run_together_and_the_oldest_key_goes_first() -> None:
+    works = [work(1, "a"), work(1, "b"), work(1, "a")]
+    waiting = queue(*works)
+    assert [piece.work for piece in waiting.pick(0, 8).slices] == [works[0], works[2]]
+    assert [piece.work for piece in waiting.pick(0, 8).slices] == [works[1]]
+
+
+def test_a_request_larger_than_a_batch_is_split_and_the_rest_shares_its_last_batch() -> None:
+    large, small = work(10), work(1)
+    waiting = queue(large, small)
+    spans = []
+    while len(waiting):
+        spans.append([(piece.work, piece.start, piece.stop) for piece in waiting.pick(0, 4).slices])
+    assert spans == [[(large, 0, 4)], [(large, 4, 8)], [(large, 8, 10), (small, 0, 1)]]
+
+
+def test_dead_requests_are_dropped_and_named() -> None:
+    cancelled, expired, waited, alive = work(1), work(1, deadline_ns=5), work(1, expires_ns=5), work(1, deadline_ns=6)
+    cancelled.completion.gone = True  # type: ignore[attr-defined]
+    pick = queue(cancelled, expired, waited, alive).pick(5, 8)
+    assert pick.dead == [(cancelled, Death.CANCELLED), (expired, Death.DEADLINE), (waited, Death.TIMEOUT)]
+    assert [piece.work for piece in pick.slices] == [alive]
+
+
+def test_a_queue_of_only_dead_requests_picks_nothing_and_ends_empty() -> None:
+    waiting = queue(work(1, "a", deadline_ns=1), work(1, "b", deadline_ns=1))
+    pick = waiting.pick(2, 8)
+    assert (pick.rows, len(pick.dead), len(waiting)) == (0, 2, 0)
+
+
+def test_the_rest_of_a_split_request_that_failed_is_not_run() -> None:
+    large = work(10)
+    waiting = queue(large)
+    waiting.pick(0, 4)
+    assert large.assembly is not None
+    large.assembly.failed = True
+    assert waiting.pick(0, 4).dead == [(large, Death.FAILED)]
+    assert len(waiting) == 0
+
+
+def test_a_full_queue_refuses_by_requests_and_by_bytes() -> None:
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        queue(work(1), work(1), work(1), max_size=2)
+    with pytest.raises(QueueFull, match="80 of 100 bytes"):
+        queue(work(10), work(10), max_bytes=100)
+
+
+def test_a_request_larger_than_the_byte_limit_is_taken_alone() -> None:
+    assert len(queue(work(100), max_bytes=10)) == 1
+
+
+def test_bytes_are_given_back() -> None:
+    waiting = queue(work(10), max_bytes=100)
+    waiting.pick(0, 64)
+    waiting.push(work(10))
+    assert [each.rows for each in waiting.take_all()] == [10]
+    waiting.push(work(10))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.sampled_from("ab")), max_size=30),
+    st.integers(1, 8),
+)
+def test_every_row_is_picked_once_in_order_and_no_batch_is_too_large(
+    requests: list[tuple[int, str]], limit: int
+) -> None:
+    works = [work(rows, key) for rows, key in requests]
+    waiting = queue(*works)
+    rows: dict[int, list[int]] = {id(each): [] for each in works}
+    while len(waiting):
+        pick = waiting.pick(0, limit)
+        assert 0 < pick.rows <= limit
+        assert pick.rows == sum(piece.stop - piece.start for piece in pick.slices)
+        assert len({piece.work.key for piece in pick.slices}) == 1
+        for piece in pick.slices:
+            whole = piece.stop - piece.start == piece.work.rows
+            assert whole or piece.work.rows > limit, "a request that fits is never split"
+            rows[id(piece.work)] += range(piece.start, piece.stop)
+    assert all(rows[id(each)] == list(range(each.rows)) for each in works)
