@@ -246,7 +246,8 @@ def _print_findings(found: dict[str, Any]) -> None:
 def _publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("export", type=Path, metavar="DIR", help="the folder that `inferd export` wrote")
     parser.add_argument("--repository", type=Path, required=True, metavar="DIR", help="the model repository")
-    parser.add_argument("--name", required=True, help="the model's name there")
+    # Not under `name`, where the parsed arguments keep the command's own.
+    parser.add_argument("--name", dest="model", required=True, metavar="NAME", help="the model's name there")
     parser.add_argument(
         "--version", type=int, metavar="N", help="the version to publish (default: one after the newest)"
     )
@@ -255,7 +256,7 @@ def _publish_arguments(parser: argparse.ArgumentParser) -> None:
 def _publish(arguments: argparse.Namespace) -> None:
     from inferd_training.publish import publish
 
-    folder = publish(arguments.export, arguments.repository, arguments.name, arguments.version)
+    folder = publish(arguments.export, arguments.repository, arguments.model, arguments.version)
     print(f"published {folder}")
 
 

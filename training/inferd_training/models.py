@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +47,14 @@ def load(path: Path) -> keras.Model:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message that is not empty, or its type's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """The line of an exception's message that says most, or its type's name where it has no message."""
+    lines = [_COLOURS.sub("", line).strip() for line in str(error).splitlines()]
+    # Keras puts where it happened first, and what happened after it.
+    telling = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return telling[0] if telling else type(error).__name__
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def signature(model: keras.Model) -> Signature:
@@ -76,8 +82,7 @@ _BUILD = "build it from keras.Input layers, with the functional or the sequentia
 
 def call(model: keras.Model, tensors: list[Any]) -> list[Any]:
     """Applies the model, in inference mode, to its inputs in order; gives its outputs in order."""
-    structure = keras.tree.pack_sequence_as(model.input, tensors)
-    return list(keras.tree.flatten(model(structure, training=False)))
+    return list(keras.tree.flatten(model(_structured(model, tensors), training=False)))
 
 
 def predict(
@@ -92,7 +97,7 @@ def predict(
         preprocessing[tensor.name].apply(raw[tensor.name]) if tensor.name in preprocessing else raw[tensor.name]
         for tensor in described.inputs
     ]
-    answer = model.predict(keras.tree.pack_sequence_as(model.input, inputs), batch_size=batch, verbose=0)
+    answer = model.predict(_structured(model, inputs), batch_size=batch, verbose=0)
     outputs = keras.tree.flatten(answer)
     return {tensor.name: np.asarray(array) for tensor, array in zip(described.outputs, outputs, strict=True)}
 
@@ -115,7 +120,7 @@ def probe(model: keras.Model) -> keras.Model | None:
         if not isinstance(layer, keras.layers.InputLayer)
         for output in keras.tree.flatten(layer.output)
     ]
-    return keras.Model(model.input, outputs)
+    return keras.Model(model.inputs, outputs)
 
 
 def index_limit(model: keras.Model, name: str, integer: bool) -> int | None:
@@ -128,6 +133,15 @@ def index_limit(model: keras.Model, name: str, integer: bool) -> int | None:
     direct = [layer for layer in embeddings if layer._inbound_nodes and _feeds(tensor, layer)]
     chosen: Iterable[Any] = direct or (embeddings if integer else ())
     return min((layer.input_dim for layer in chosen), default=None)
+
+
+def _structured(model: keras.Model, flat: list[Any]) -> Any:
+    """The inputs as the model was built to take them: alone, in a list, in a dictionary."""
+    if isinstance(model, keras.Sequential):
+        # It has one input, and no `input` attribute before its first call.
+        (only,) = flat
+        return only
+    return keras.tree.pack_sequence_as(model.input, flat)
 
 
 def _feeds(tensor: Any, layer: keras.layers.Layer) -> bool:

@@ -46,14 +46,18 @@ def publish(
         if not (export / file).is_file():
             raise PublishError(f"{export} lacks {file}, so nothing verified is there: run `inferd export` first")
     model = repository / name
-    if version is not None and (model / str(version)).exists():
-        raise PublishError(_exists(model, version))
+    for folder in (repository, model):
+        if folder.exists() and not folder.is_dir():
+            raise PublishError(f"{folder} is a file, where a folder was expected: choose another")
     while True:
         number = _next(model) if version is None else version
+        if version is not None and (model / str(version)).exists():
+            raise PublishError(
+                f"version {version} of {name} exists in {repository}: leave the version out to take the next one"
+            )
+        # Lost races are tried again: only the version is taken, or another version brought the model's folder.
         if _place(export, repository, model, number, rename):
             return model / str(number)
-        if version is not None:
-            raise PublishError(_exists(model, version))
 
 
 def _place(export: Path, repository: Path, model: Path, version: int, rename: Callable[[Path, Path], object]) -> bool:
@@ -90,7 +94,3 @@ def _next(model: Path) -> int:
     if not model.is_dir():
         return 1
     return max((int(entry.name) for entry in model.iterdir() if _VERSION.fullmatch(entry.name)), default=0) + 1
-
-
-def _exists(model: Path, version: int) -> str:
-    return f"version {version} of {model.name} exists in {model.parent}: leave the version out to take the next one"

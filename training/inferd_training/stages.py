@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from inferd_training import runs
 from inferd_training.data import datasets
 from inferd_training.data.datasets import ImageData
@@ -222,7 +224,7 @@ def _read_preprocessing(path: Path) -> Mapping[str, Scaling]:
     document = _parse_json(_read_text(path), path)
     try:
         return {
-            name: Scaling(str(given["dtype"]), float(given["scale"]), float(given.get("offset", 0.0)))
+            name: Scaling(np.dtype(given["dtype"]).name, float(given["scale"]), float(given.get("offset", 0.0)))
             for name, given in document.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_data import Contents, tiny_contents, write
-
 from inferd_training.data import datasets, idx, known, sources
 from inferd_training.data.process import run
 from inferd_training.data.sources import Source
 from inferd_training.errors import DataError, SourceUnavailable
+from tiny_data import Contents, tiny_contents, write
 
 Put = Callable[[str, str], Path]
 
@@ -59,7 +58,9 @@ def test_gzip_files_are_the_same_data(tmp_path: Path, contents: Contents) -> Non
 
 def test_known_files_in_a_users_folder_are_recognised(tiny: known.KnownDataset, data_folder: Path) -> None:
     assert datasets.load("tiny", data_folder).source == "a folder with Tiny's own files"
-    with pytest.raises(DataError, match="is Tiny's own file, where MNIST handwritten digits was expected: say --dataset"):
+    with pytest.raises(
+        DataError, match="is Tiny's own file, where MNIST handwritten digits was expected: say --dataset"
+    ):
         datasets.load("mnist", data_folder)
 
 
@@ -76,7 +77,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_swapped_files_are_refused(tmp_path: Path, contents: Contents) -> None:
-    contents[known.TRAIN_IMAGES], contents[known.TRAIN_LABELS] = contents[known.TRAIN_LABELS], contents[known.TRAIN_IMAGES]
+    contents[known.TRAIN_IMAGES], contents[known.TRAIN_LABELS] = (
+        contents[known.TRAIN_LABELS],
+        contents[known.TRAIN_IMAGES],
+    )
     with pytest.raises(DataError, match="are the files swapped"):
         datasets.load("mnist", write(tmp_path / "data", contents))
 
@@ -139,9 +143,7 @@ def test_parallel_processes_fill_one_cache(tiny: known.KnownDataset, contents: C
         return dict(contents)
 
     with ThreadPoolExecutor(6) as pool:
-        loads = [
-            pool.submit(datasets.load, "tiny", cache=tmp_path, sources=(Source("all", fetch),)) for _ in range(6)
-        ]
+        loads = [pool.submit(datasets.load, "tiny", cache=tmp_path, sources=(Source("all", fetch),)) for _ in range(6)]
         assert {load.result().source for load in loads} == {"all"}
     assert datasets.load("tiny", cache=tmp_path, sources=()).source == "the cache"
 
@@ -173,7 +175,7 @@ def test_apt_falls_back_to_package_lists_of_its_own(contents: Contents, tmp_path
     inner.write_bytes(archive(files, "w"))
     program(
         "apt-get",
-        'case "$*" in *Dir::State*update) ;; *Dir::State*download*) touch a.deb ;; *) echo "no lists" >&2; exit 100 ;; esac',
+        'case "$*" in *Dir::State*update) ;; *Dir::State*download*) touch a.deb ;; *) echo "no lists" >&2; exit 1 ;; esac',
     )
     program("dpkg-deb", f"cat {inner}")
     scratch = tmp_path / "scratch"

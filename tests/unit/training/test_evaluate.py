@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from inferd_training import plots
 from inferd_training.errors import ModelError
 from inferd_training.evaluate import evaluate, table
+from PIL import Image
 
 LABELS = ("cat", "dog", "eel")
 #                           true: cat            cat              dog              dog

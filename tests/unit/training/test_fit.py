@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from keras import layers
-
 from inferd_training import fit
 from inferd_training.data import datasets
 from inferd_training.data.datasets import ImageData
 from inferd_training.errors import ModelError
 from inferd_training.families.registry import FAMILIES
+from keras import layers
 
 CNN = FAMILIES["cnn"]
 
@@ -55,7 +54,9 @@ def test_it_learns_and_reports_each_epoch(data: ImageData, optimizer: str) -> No
         def end_epoch(self, summary: str) -> None:
             assert "validation accuracy" in summary
 
-    chosen = fit.settings(CNN, epochs=8, batch_size=8, optimizer=optimizer, learning_rate={"adam": 3e-3, "sgd": 0.1}[optimizer])
+    chosen = fit.settings(
+        CNN, epochs=8, batch_size=8, optimizer=optimizer, learning_rate={"adam": 3e-3, "sgd": 0.1}[optimizer]
+    )
     trained = fit.train(data, CNN, chosen, Listener())
     # 48 images, of which 4 are held out.
     assert heard == [f"{epoch}/8 of 6" for epoch in range(1, 9)]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from inferd_training.data.idx import encode, parse_images, parse_labels, read_bytes
 from inferd_training.errors import DataError
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-
 from inferd_training.data import idx, known
 
 Contents = dict[str, bytes]
