@@ -107,6 +107,11 @@ def layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 
+def layer_names(model: keras.Model) -> set[str]:
+    """The names of the layers that compute something; a model within the model is not named."""
+    return {layer.name for layer in layers(model) if not isinstance(layer, keras.Model)}
+
+
 def probe(model: keras.Model) -> keras.Model | None:
     """A model with the same inputs that gives every layer's output, in the order of computation.
 

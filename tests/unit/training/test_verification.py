@@ -167,6 +167,20 @@ def test_values_that_are_not_finite_fail_in_either_runtime(runtime: str, tmp_pat
         check_parity(Runtime(write(tmp_path, model(weight=weight))), broken if weight == 2.0 else doubled, ROWS)
 
 
+def test_rows_that_look_at_their_neighbours_fail(tmp_path: Path) -> None:
+    # Less the batch's mean: Keras does the same, so that the two agree at every size of the batch.
+    proto = model(helper.make_node("Sub", ["x", "mean"], ["y"]))
+    proto.graph.node.insert(0, helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1))
+
+    def centred(raw: object, batch: int) -> dict[str, np.ndarray]:
+        rows = raw["x"]  # type: ignore[index]
+        parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        return {"y": np.concatenate([part - part.mean(axis=0, keepdims=True) for part in parts])}
+
+    with pytest.raises(VerificationError, match="'y' of a row changes with the other rows of its batch"):
+        check_parity(Runtime(write(tmp_path, proto)), centred, ROWS)
+
+
 def test_other_shapes_and_names_fail(tmp_path: Path) -> None:
     runtime = Runtime(write(tmp_path, model()))
     with pytest.raises(ParityError, match=r"float32 \[64, 3\] in ONNX Runtime and float32 \[64, 2\] in Keras"):

@@ -16,6 +16,7 @@ def run(command: Sequence[str], *, folder: Path, timeout: float) -> bytes:
 
     Raises SourceUnavailable where the program is missing, fails, or takes longer.
     """
+    program = Path(command[0]).name
     try:
         process = subprocess.Popen(  # noqa: S603 - fixed programs with arguments of ours, no shell
             list(command),
@@ -28,17 +29,17 @@ def run(command: Sequence[str], *, folder: Path, timeout: float) -> bytes:
             start_new_session=True,
         )
     except OSError as error:
-        raise SourceUnavailable(f"{command[0]} cannot be run ({error.strerror})") from error
+        raise SourceUnavailable(f"{program} cannot be run ({error.strerror})") from error
     try:
         output, errors = process.communicate(timeout=timeout)
     except BaseException as error:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise SourceUnavailable(f"{command[0]} took longer than {timeout:.0f} s") from error
+            raise SourceUnavailable(f"{program} took longer than {timeout:.0f} s") from error
         raise
     if process.returncode:
         lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
         reason = lines[-1] if lines else "no message"
-        raise SourceUnavailable(f"{command[0]} failed with status {process.returncode} ({reason})")
+        raise SourceUnavailable(f"{program} failed with status {process.returncode} ({reason})")
     return output

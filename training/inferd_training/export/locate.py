@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import onnx
 
@@ -15,6 +15,9 @@ from inferd_training.errors import TrainingError
 from inferd_training.export.convert import convert
 from inferd_training.export.runtime import Runtime
 from inferd_training.families.family import Scaling
+
+if TYPE_CHECKING:
+    import keras
 
 _ROWS = 8
 """Enough to meet a fault that shows on a few rows, few enough to hold every layer's output."""

@@ -90,18 +90,35 @@ def check_parity(
     """Compares both runtimes on the samples at every batch size.
 
     `tolerance` overrides the default of each output's dtype. Outputs that are not floating-point must be equal. Raises
-    ParityError at the first breach; a value that is not finite is one, in whichever runtime.
+    ParityError at the first breach; a value that is not finite is one, in whichever runtime. Raises VerificationError
+    where a row's answer depends on the rows beside it: a server puts the rows of different clients into one batch.
     """
     figures: list[OutputParity] = []
     expected: Mapping[str, NDArray[Any]] = {}
     found: Mapping[str, NDArray[Any]] = {}
+    alone: Mapping[str, NDArray[Any]] = {}
     for batch, limit in sorted(batches.items()):
         inputs = {name: array[:limit] for name, array in samples.inputs.items()}
         expected, found = reference(inputs, batch), runtime.run(inputs, batch)
         if list(expected) != list(found):
             raise ParityError(f"the outputs are {', '.join(found)}, where Keras has {', '.join(expected)}")
         figures.extend(_compare(name, batch, found[name], expected[name], tolerance) for name in expected)
+        alone = alone or found
+        for name, array in alone.items():
+            _check_rows_apart(name, batch, array, found[name][: len(array)], tolerance)
     return Parity(tuple(figures), tolerance, expected, found)
+
+
+def _check_rows_apart(
+    name: str, batch: int, alone: NDArray[Any], together: NDArray[Any], tolerance: Tolerance | None
+) -> None:
+    allowed = tolerance or _TOLERANCES.get(alone.dtype.name) or Tolerance(0.0, 0.0)
+    if alone.shape == together.shape and np.allclose(together, alone, rtol=allowed.relative, atol=allowed.absolute):
+        return
+    raise VerificationError(
+        f"the output '{name}' of a row changes with the other rows of its batch of {batch}, so that requests cannot be "
+        "batched: keep axis 0 out of every reduction, reshape and attention"
+    )
 
 
 def _compare(

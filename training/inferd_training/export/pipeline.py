@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import onnx
 from inferd_protocol.artefact import MODEL_FILE, REPORT_FILE
@@ -26,6 +25,9 @@ from inferd_training.export.samples import RawInput, Samples, random_samples
 from inferd_training.export.structure import Structure, check_structure, read
 from inferd_training.families.family import Scaling
 from inferd_training.files import hidden_folder, holds_only, replace_folder, sha256, write_json
+
+if TYPE_CHECKING:
+    import keras
 
 REPORT_FORMAT = 1
 
@@ -80,7 +82,7 @@ def _export_into(job: Job, folder: Path, tell: Callable[[str], None]) -> dict[st
     except ValueError as error:
         raise ExportError(f"the model cannot be written as one file: {models.first_line(error)}") from error
     tell("checking the graph")
-    structure, runtime = check_structure(path, layer_names(model))
+    structure, runtime = check_structure(path, models.layer_names(model))
     tell("comparing ONNX Runtime with Keras")
     parity = compare(model, runtime, reference, samples, job.preprocessing, job.tolerance)
     if metrics:
@@ -135,11 +137,6 @@ def raw_inputs(model: keras.Model, preprocessing: Mapping[str, Scaling]) -> tupl
     )
 
 
-def layer_names(model: keras.Model) -> set[str]:
-    """The names of the layers that compute something; a model within the model is not named."""
-    return {layer.name for layer in models.layers(model) if not isinstance(layer, keras.Model)}
-
-
 def verify(
     path: Path,
     *,
@@ -159,7 +156,7 @@ def verify(
     if report.is_file():
         check_report(file, report)
     model = models.load(keras_model) if keras_model else None
-    structure, runtime = check_structure(file, layer_names(model) if model else ())
+    structure, runtime = check_structure(file, models.layer_names(model) if model else ())
     found = {"model": _model_part(file, structure), "reported": report.is_file()}
     if model is not None:
         preprocessing = preprocessing_of(read(file))
