@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import numpy.typing as npt
 
 from inferd_client.channel import DEFAULT_MAX_MESSAGE_BYTES, Channel, Connection, Pending, Tls, Transport
-from inferd_client.core import Call, Core, InferOptions, Step, Steps
+from inferd_client.core import Call, Core, InferOptions, Step, Steps, Wait
 from inferd_client.errors import InferdError, InvalidInput
 from inferd_client.metadata import ModelMetadata, ServerMetadata
 from inferd_client.requests import ParameterValue
@@ -160,7 +159,7 @@ class Client:
                 unfinished.cancel()
 
     def _run(self, steps: Steps[T]) -> T:
-        return _drive(self._transport, steps, partial(_perform, self._transport, next(steps)))
+        return _drive(self._transport, steps, next(steps))
 
 
 class _Running:
@@ -169,8 +168,7 @@ class _Running:
     def __init__(self, transport: Transport, steps: Steps[InferResult]) -> None:
         self._transport = transport
         self._steps = steps
-        self._call: Pending | None = None
-        self._error: InferdError | None = None
+        self._call: Pending | InferdError
         try:
             step = next(steps)
             if not isinstance(step, Call):
@@ -178,42 +176,38 @@ class _Running:
             self._call = transport.start(step.method, step.request, step.timeout)
         except InferdError as error:
             # Kept for its turn: the results before it are still good.
-            self._error = error
+            self._call = error
 
     def finish(self) -> InferResult:
-        if self._call is None:
-            if self._error is None:
-                raise TypeError("a request is under way or has failed")
-            raise self._error
+        if isinstance(self._call, InferdError):
+            raise self._call
         try:
-            return _drive(self._transport, self._steps, self._call.result)
+            return _drive(self._transport, self._steps, self._call)
         finally:
             self._call.cancel()
 
     def cancel(self) -> None:
         self._steps.close()
-        if self._call is not None:
+        if not isinstance(self._call, InferdError):
             self._call.cancel()
 
 
-def _drive(transport: Transport, steps: Steps[T], outcome: Callable[[], bytes]) -> T:
-    """Carries out the rest of a call whose first step has `outcome`, and returns its result."""
+def _drive(transport: Transport, steps: Steps[T], step: Step | Pending) -> T:
+    """Carries out a call from its current step on, which may be under way already, and returns the call's result."""
     try:
         while True:
             try:
-                value = outcome()
+                if isinstance(step, Call):
+                    value = transport.call(step.method, step.request, step.timeout)
+                elif isinstance(step, Wait):
+                    time.sleep(step.seconds)
+                    value = b""
+                else:
+                    value = step.result()
             except InferdError as error:
                 step = steps.throw(error)
             else:
                 step = steps.send(value)
-            outcome = partial(_perform, transport, step)
     except StopIteration as stop:
         result: T = stop.value
         return result
-
-
-def _perform(transport: Transport, step: Step) -> bytes:
-    if isinstance(step, Call):
-        return transport.call(step.method, step.request, step.timeout)
-    time.sleep(step.seconds)
-    return b""

@@ -6,11 +6,12 @@ that the clients are left with carrying out steps, one blocking, the other await
 
 from __future__ import annotations
 
+import math
 import random as random_module
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypedDict, TypeVar
+from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,18 +35,17 @@ from inferd_client.errors import (
     Unavailable,
 )
 from inferd_client.requests import Arrays, ParameterValue, Plan, Wanted
-from inferd_client.results import InferResult, parse_infer
-from inferd_client.retry import NO_RETRY, Deadline, Retry
+from inferd_client.results import InferResult, Layout, parse_infer
+from inferd_client.retry import NO_RETRY, Retry
 
 T = TypeVar("T")
 _Ready = TypeVar("_Ready", ServerLiveResponse, ServerReadyResponse, ModelReadyResponse)
 
-PLANS_PER_MODEL = 256
-"""How many kinds of request a client remembers for a model. Beyond that it forgets them all: each is cheap to make."""
+KINDS_PER_MODEL = 256
+"""How many kinds of requests a client remembers for a model. Beyond that it forgets them all: each is cheap to make."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A step: call this method with these bytes and at most so many seconds; the outcome is the answer's bytes."""
 
     method: str
@@ -53,8 +53,7 @@ class Call:
     timeout: float
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """A step: wait so many seconds; the outcome is empty bytes."""
 
     seconds: float
@@ -74,16 +73,45 @@ class InferOptions(TypedDict, total=False):
     classification: Mapping[str, int] | None
 
 
+@dataclass(slots=True)
+class _Kind:
+    """Requests with inputs of the same names, shapes and dtypes: how to build one, how the last answer was laid out."""
+
+    plan: Plan
+    layout: Layout | None = None
+
+    def read(self, answer: bytes) -> InferResult:
+        """The result in an answer. Raises BadResponse."""
+        result = None if self.layout is None else self.layout.read(answer)
+        if result is None:
+            result, self.layout = parse_infer(answer)
+        return result
+
+
 @dataclass(frozen=True, slots=True)
 class _Model:
     """What is known about a model: replaced as a whole when its metadata changes, so that no plan outlives it."""
 
     metadata: metadata.ModelMetadata
-    plans: dict[object, Plan] = field(default_factory=dict)
+    kinds: dict[object, _Kind] = field(default_factory=dict)
+
+
+class _Request(NamedTuple):
+    """A call of `infer`, its arguments checked as far as they can be without the model's metadata."""
+
+    model: str
+    version: str
+    arrays: Arrays
+    wanted: Wanted
+    tail: bytes
+    deadline: float
+    sequence: bool
 
 
 class Core:
     """The calls of one client, and what it remembers between them.
+
+    Raises InvalidInput for a timeout that is no positive, finite number.
 
     Safe to use from several threads: what it remembers is kept in dicts whose entries are only set and dropped.
     """
@@ -97,6 +125,8 @@ class Core:
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_module.random,
     ) -> None:
+        if not 0 < timeout < math.inf:
+            raise InvalidInput(f"a timeout is a positive number of seconds, got {timeout}")
         self._timeout = timeout
         self._retry = retry
         self._max_message_bytes = max_message_bytes
@@ -144,89 +174,87 @@ class Core:
         classification: Mapping[str, int] | None = None,
     ) -> Steps[InferResult]:
         """See Client.infer."""
-        deadline = self._deadline(timeout)
+        seconds = self._seconds(timeout)
+        deadline = self._clock() + seconds
         arrays: Arrays = {
             name: value if isinstance(value, np.ndarray) else np.asarray(value) for name, value in inputs.items()
         }
-        tail = requests.tail(request_id, parameters) if request_id or parameters else b""
-        sequence = requests.is_sequence(parameters)
         wanted = requests.wanted(outputs, classification) if outputs or classification else requests.EVERYTHING
+        tail = requests.tail(request_id, parameters) if request_id or parameters else b""
         known = self._models.get((model, version))
+        failure = None
         if known is not None:
-            try:
-                return (yield from self._infer_rows(known, version, arrays, wanted, tail, deadline, sequence))
-            except InvalidInput as refusal:
-                # The model may have been reloaded with other inputs since its metadata was fetched.
-                if sequence:
-                    raise
+            kind = known.kinds.get(_key(wanted, arrays))
+            if kind is not None and (kind.plan.size or math.inf) + len(tail) <= self._max_message_bytes:
+                # The usual case, a request like one before, without the machinery for what may go wrong: half of a
+                # small call's time in this library would be that machinery. It takes over from the first failure.
                 try:
-                    current = yield from self._fetch(model, version, deadline)
-                except InferdError:
-                    raise refusal from None
-                if current.metadata == known.metadata:
-                    raise
-            except ModelNotFound:
-                self._models.pop((model, version), None)
-                raise
-        else:
-            current = yield from self._fetch(model, version, deadline)
-        return (yield from self._infer_rows(current, version, arrays, wanted, tail, deadline, sequence))
+                    answer = yield Call("ModelInfer", kind.plan.build(arrays, tail, self._max_message_bytes), seconds)
+                except InferdError as error:
+                    failure = error
+                else:
+                    return kind.read(answer)
+        request = _Request(model, version, arrays, wanted, tail, deadline, requests.is_sequence(parameters))
+        return (yield from self._infer(request, known, failure))
 
-    def _infer_rows(
-        self,
-        model: _Model,
-        version: str,
-        arrays: Arrays,
-        wanted: Wanted,
-        tail: bytes,
-        deadline: Deadline,
-        sequence: bool,
-    ) -> Steps[InferResult]:
-        """One request, or as many as it takes to keep each of them, and its answer, below the limits of both sides."""
-        retry = NO_RETRY if sequence else self._retry
-        waiting = [arrays]
-        answered: list[tuple[int, InferResult]] = []
+    def _infer(self, request: _Request, known: _Model | None, failure: InferdError | None) -> Steps[InferResult]:
+        """A request and all that it may take. `failure` is how its first attempt ended, if one was made."""
+        if known is None:
+            current = yield from self._fetch(request.model, request.version, request.deadline)
+            return (yield from self._infer_rows(current, request, None))
+        try:
+            return (yield from self._infer_rows(known, request, failure))
+        except ModelNotFound:
+            self._models.pop((request.model, request.version), None)
+            raise
+        except InvalidInput as refusal:
+            # The model may have been reloaded with other inputs since its metadata was fetched.
+            if request.sequence:
+                raise
+            try:
+                current = yield from self._fetch(request.model, request.version, request.deadline)
+            except InferdError:
+                raise refusal from None
+            if current.metadata == known.metadata:
+                raise
+        return (yield from self._infer_rows(current, request, None))
+
+    def _infer_rows(self, model: _Model, request: _Request, failure: InferdError | None) -> Steps[InferResult]:
+        """One message, or as many as it takes to keep each of them, and its answer, below the limits of both sides."""
+        retry = NO_RETRY if request.sequence else self._retry
+        waiting = [request.arrays]
+        answered: list[tuple[Arrays, InferResult]] = []
         while waiting:
             part = waiting.pop()
             try:
-                request = self._build(model, version, part, wanted, tail)
-                answer = yield from self._call("ModelInfer", request, deadline, retry)
+                kind = self._kind(model, request, part)
+                message = kind.plan.build(part, request.tail, self._max_message_bytes)
+                answer = yield from self._call("ModelInfer", message, request.deadline, retry, failure)
             except MessageTooLarge as error:
-                obstacle = "a sequence's request is not split" if sequence else splitting.obstacle(model.metadata, part)
+                obstacle = (
+                    "a request of a sequence is not split"
+                    if request.sequence
+                    else splitting.obstacle(model.metadata, part)
+                )
                 if obstacle is not None:
                     raise MessageTooLarge(f"{error}; {obstacle}") from error
                 waiting += reversed(splitting.halves(part))
-                continue
-            result = parse_infer(answer)
-            if not waiting and not answered:
-                return result
-            answered.append((splitting.rows(part), result))
+            else:
+                answered.append((part, kind.read(answer)))
+            failure = None
         return splitting.join(answered)
 
-    def _build(
-        self,
-        model: _Model,
-        version: str,
-        arrays: Arrays,
-        wanted: Wanted,
-        tail: bytes,
-    ) -> bytes:
-        key = (wanted, *[(name, array.shape, array.dtype) for name, array in arrays.items()])
-        plan = model.plans.get(key)
-        if plan is None:
-            plan = requests.plan(model.metadata, version, arrays, wanted)
-            if len(model.plans) >= PLANS_PER_MODEL:
-                model.plans.clear()
-            model.plans[key] = plan
-        parts, size = plan.parts(arrays, tail)
-        if size > self._max_message_bytes:
-            raise MessageTooLarge(
-                f"a request of {size} bytes for model '{model.metadata.name}' is over this client's limit of "
-                f"{self._max_message_bytes} bytes"
-            )
-        return b"".join(parts)
+    def _kind(self, model: _Model, request: _Request, arrays: Arrays) -> _Kind:
+        key = _key(request.wanted, arrays)
+        kind = model.kinds.get(key)
+        if kind is None:
+            kind = _Kind(requests.plan(model.metadata, request.version, arrays, request.wanted))
+            if len(model.kinds) >= KINDS_PER_MODEL:
+                model.kinds.clear()
+            model.kinds[key] = kind
+        return kind
 
-    def _fetch(self, model: str, version: str, deadline: Deadline) -> Steps[_Model]:
+    def _fetch(self, model: str, version: str, deadline: float) -> Steps[_Model]:
         request = ModelMetadataRequest(name=model, version=version).SerializeToString()
         found = metadata.parse_model((yield from self._call("ModelMetadata", request, deadline, self._retry)))
         known = self._models.get((model, version))
@@ -245,22 +273,40 @@ class Core:
         except DecodeError as error:
             raise BadResponse(f"the answer to {method} is not one: {error}") from error
 
-    def _call(self, method: str, request: bytes, deadline: Deadline, retry: Retry) -> Steps[bytes]:
-        """One call and its retries, as far as the deadline allows."""
+    def _call(
+        self, method: str, request: bytes, deadline: float, retry: Retry, failure: InferdError | None = None
+    ) -> Steps[bytes]:
+        """One call and its retries, as far as the deadline allows; after a `failure`, without its first attempt."""
         tried = 0
         while True:
-            left = deadline.left()
-            if left <= 0:
-                raise DeadlineExceeded(f"the deadline passed before {method} could be sent")
-            try:
-                return (yield Call(method, request, left))
-            except InferdError as error:
-                wait = retry.delay(tried, self._random)
-                tried += 1
-                # A wait that cannot end before the deadline would only replace the error that says what is wrong.
-                if tried >= retry.attempts or not retry.covers(error) or wait >= deadline.left():
-                    raise
+            if failure is None:
+                left = deadline - self._clock()
+                if left <= 0:
+                    raise DeadlineExceeded(f"the deadline passed before {method} could be sent")
+                try:
+                    return (yield Call(method, request, left))
+                except InferdError as error:
+                    failure = error
+            wait = retry.delay(tried, self._random)
+            tried += 1
+            # A wait that cannot end before the deadline would only replace the error that says what is wrong.
+            if tried >= retry.attempts or not retry.covers(failure) or wait >= deadline - self._clock():
+                raise failure
+            failure = None
             yield Wait(wait)
 
-    def _deadline(self, timeout: float | None) -> Deadline:
-        return Deadline.after(self._timeout if timeout is None else timeout, self._clock)
+    def _deadline(self, timeout: float | None) -> float:
+        """The moment, on this core's clock, that is `timeout` seconds from now."""
+        return self._clock() + self._seconds(timeout)
+
+    def _seconds(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self._timeout
+        if not 0 < timeout < math.inf:
+            raise InvalidInput(f"a timeout is a positive number of seconds, got {timeout}")
+        return timeout
+
+
+def _key(wanted: Wanted, arrays: Arrays) -> object:
+    """What requests have in common that are built alike."""
+    return (wanted, *[(name, array.shape, array.dtype) for name, array in arrays.items()])

@@ -16,9 +16,9 @@ from inferd_protocol.grpc_service_pb2 import InferParameter, ModelInferRequest
 from inferd_protocol.reasons import Parameter
 from inferd_protocol.tensors import Tensor, bf16_bits, encode_raw
 
-from inferd_client.errors import InvalidInput
+from inferd_client.errors import InvalidInput, MessageTooLarge
 from inferd_client.metadata import ModelMetadata, TensorMetadata
-from inferd_client.wire import raw_prefix
+from inferd_client.wire import RAW_INPUT_CONTENTS, raw_prefix
 
 Arrays: TypeAlias = Mapping[str, Tensor]
 ParameterValue: TypeAlias = bool | int | float | str
@@ -38,21 +38,28 @@ class Plan:
     `size` is that of the whole request less its tail, None where it depends on the elements.
     """
 
+    model: str
     head: bytes
     fields: tuple[tuple[bytes | None, Encoder], ...]
     size: int | None
 
-    def parts(self, arrays: Arrays, tail: bytes) -> tuple[list[Buffer], int]:
-        """The request in parts, to be joined, and its size in bytes. `arrays` are in the order of the plan."""
+    def build(self, arrays: Arrays, tail: bytes, limit: int) -> bytes:
+        """The request. `arrays` are in the order of the plan.
+
+        Raises MessageTooLarge for a request of more than `limit` bytes, without having put it together.
+        """
         parts: list[Buffer] = [self.head]
         for (prefix, encode), array in zip(self.fields, arrays.values(), strict=True):
             buffer = encode(array)
-            parts.append(raw_prefix(len(buffer)) if prefix is None else prefix)
+            parts.append(raw_prefix(RAW_INPUT_CONTENTS, len(buffer)) if prefix is None else prefix)
             parts.append(buffer)
         parts.append(tail)
-        if self.size is not None:
-            return parts, self.size + len(tail)
-        return parts, sum(memoryview(part).nbytes for part in parts)
+        size = sum(memoryview(part).nbytes for part in parts) if self.size is None else self.size + len(tail)
+        if size > limit:
+            raise MessageTooLarge(
+                f"a request of {size} bytes for model '{self.model}' is over this client's limit of {limit} bytes"
+            )
+        return b"".join(parts)
 
 
 def wanted(outputs: Sequence[str] | None, classification: Mapping[str, int] | None) -> Wanted:
@@ -86,12 +93,12 @@ def plan(model: ModelMetadata, version: str, arrays: Arrays, wanted: Wanted) -> 
             size = None
         else:
             length = array.size * tensor.datatype.size
-            prefix = raw_prefix(length)
+            prefix = raw_prefix(RAW_INPUT_CONTENTS, length)
             fields.append((prefix, encode))
             size = None if size is None else size + len(prefix) + length
     _request_outputs(message, model, wanted)
     head = message.SerializeToString()
-    return Plan(head, tuple(fields), None if size is None else len(head) + size)
+    return Plan(model.name, head, tuple(fields), None if size is None else len(head) + size)
 
 
 def tail(request_id: str, parameters: Mapping[str, ParameterValue] | None) -> bytes:
@@ -157,7 +164,9 @@ def _encoder(model: str, tensor: TensorMetadata, dtype: np.dtype[np.generic]) ->
         )
     if datatype is BF16:
         return lambda array: bf16_bits(array).astype("<u2", copy=False).data
-    # An array that is already laid out as on the wire is returned as it is: joining the parts makes the only copy.
+    # An array that is already laid out as on the wire is taken as it is: joining the parts makes the only copy.
+    if dtype == target:
+        return lambda array: array.data if array.flags.c_contiguous else np.ascontiguousarray(array).data
     return lambda array: np.ascontiguousarray(array, target).data
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
-from inferd_protocol.datatypes import BF16, BY_NAME
+from inferd_protocol.datatypes import BF16, BY_NAME, BYTES, Datatype
 from inferd_protocol.grpc_service_pb2 import ModelInferResponse
 from inferd_protocol.tensors import Tensor, TensorError, bf16_values, decode_raw
 
 from inferd_client.errors import BadResponse
+from inferd_client.wire import RAW_OUTPUT_CONTENTS, raw_prefix
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,8 +60,49 @@ class Classification:
     label: str = field(default="")
 
 
-def parse_infer(data: bytes) -> InferResult:
-    """A serialised ModelInferResponse.
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A tensor's place in an answer: `prefix` are the bytes that must lie right before `start`."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    prefix: bytes
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """An answer that was parsed before, less the elements of its tensors.
+
+    An answer of `size` bytes that begins with `head` and has every buffer's prefix in its place is the same message
+    but for those elements, so they can be read where they lie.
+    """
+
+    size: int
+    head: bytes
+    buffers: tuple[Buffer, ...]
+    model_name: str
+    model_version: str
+    id: str
+
+    def read(self, data: bytes) -> InferResult | None:
+        """The result in `data`, None where it is laid out in another way."""
+        if len(data) != self.size or not data.startswith(self.head):
+            return None
+        outputs = {}
+        for buffer in self.buffers:
+            if not data.startswith(buffer.prefix, buffer.start - len(buffer.prefix)):
+                return None
+            # Sliced, not viewed in place, where elements would not lie on their natural boundaries.
+            array = np.ndarray(buffer.shape, buffer.datatype.numpy, data[buffer.start : buffer.end])
+            outputs[buffer.name] = bf16_values(array) if buffer.datatype is BF16 else array
+        return InferResult(outputs, self.model_name, self.model_version, self.id)
+
+
+def parse_infer(data: bytes) -> tuple[InferResult, Layout | None]:
+    """A serialised ModelInferResponse, and its layout where it has one that other answers can share.
 
     Raises BadResponse for bytes that are none, and where outputs and buffers do not agree.
     """
@@ -68,22 +110,36 @@ def parse_infer(data: bytes) -> InferResult:
         message = ModelInferResponse.FromString(data)
     except DecodeError as error:
         raise BadResponse(f"the answer to ModelInfer is not one: {error}") from error
-    buffers = message.raw_output_contents
-    if len(buffers) != len(message.outputs):
+    raw = list(message.raw_output_contents)
+    if len(raw) != len(message.outputs):
         raise BadResponse(
-            f"model '{message.model_name}' answered {len(message.outputs)} outputs with {len(buffers)} raw buffers"
+            f"model '{message.model_name}' answered {len(message.outputs)} outputs with {len(raw)} raw buffers"
         )
     outputs: dict[str, Tensor] = {}
-    for output, buffer in zip(message.outputs, buffers, strict=True):
+    buffers: list[Buffer] = []
+    start = len(data) - sum(len(raw_prefix(RAW_OUTPUT_CONTENTS, len(bytes_))) + len(bytes_) for bytes_ in raw)
+    head_size = start
+    for output, elements in zip(message.outputs, raw, strict=True):
         datatype = BY_NAME.get(output.datatype)
         if datatype is None:
             raise BadResponse(f"output '{output.name}' has the unknown datatype {output.datatype}")
+        shape = tuple(output.shape)
         try:
-            array = decode_raw(output.name, datatype, tuple(output.shape), buffer)
+            array = decode_raw(output.name, datatype, shape, elements)
         except TensorError as error:
             raise BadResponse(f"model '{message.model_name}' answered a wrong output: {error}") from error
         outputs[output.name] = bf16_values(array) if datatype is BF16 else array
-    return InferResult(outputs, message.model_name, message.model_version, message.id)
+        prefix = raw_prefix(RAW_OUTPUT_CONTENTS, len(elements))
+        start += len(prefix)
+        buffers.append(Buffer(output.name, datatype, shape, prefix, start, start + len(elements)))
+        start += len(elements)
+    result = InferResult(outputs, message.model_name, message.model_version, message.id)
+    if result.id or any(buffer.datatype is BYTES for buffer in buffers):
+        return result, None  # an id is another one next time; BYTES have their elements' sizes among the elements
+    layout = Layout(len(data), data[:head_size], tuple(buffers), result.model_name, result.model_version, result.id)
+    # Fields may come in any order: the layout holds only where the buffers really are what the answer ends with.
+    in_place = all(data[buffer.start : buffer.end] == elements for buffer, elements in zip(buffers, raw, strict=True))
+    return result, layout if in_place and layout.read(data) is not None else None
 
 
 def parse_classes(array: Tensor) -> list[list[Classification]]:

@@ -8,33 +8,10 @@ split batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from inferd_client.errors import ControlOff, Draining, InferdError, InvalidInput, NotReady, Overloaded, Unavailable
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """A moment on `clock`, in seconds."""
-
-    moment: float
-    clock: Callable[[], float]
-
-    @classmethod
-    def after(cls, timeout: float, clock: Callable[[], float]) -> Deadline:
-        """The moment `timeout` seconds from now.
-
-        Raises InvalidInput unless the timeout is a positive, finite number.
-        """
-        if not 0 < timeout < math.inf:
-            raise InvalidInput(f"a timeout is a positive number of seconds, got {timeout}")
-        return cls(clock() + timeout, clock)
-
-    def left(self) -> float:
-        """Seconds until the deadline, negative after it."""
-        return self.moment - self.clock()
+from inferd_client.errors import ControlOff, Draining, InferdError, NotReady, Overloaded, Unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

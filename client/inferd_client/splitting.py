@@ -38,25 +38,26 @@ def halves(arrays: Arrays) -> tuple[Arrays, Arrays]:
     )
 
 
-def join(parts: Sequence[tuple[int, InferResult]]) -> InferResult:
-    """The results of the parts of a batch, each with its number of rows, as the result of the whole.
+def join(parts: Sequence[tuple[Arrays, InferResult]]) -> InferResult:
+    """The results of the parts of a batch, each beside its inputs, as the result of the whole.
 
     Raises BadResponse where an output does not have as many rows as went in, so that nothing is joined askew, and where
     the parts were answered by different versions of the model.
     """
-    if len(parts) == 1:
-        return parts[0][1]
     first = parts[0][1]
-    for count, part in parts:
-        if part.model_version != first.model_version:
+    if len(parts) == 1:
+        return first
+    for arrays, part in parts:
+        if part.model_version != first.model_version or part.keys() != first.keys():
             raise BadResponse(
-                f"a batch was split, and model '{first.model_name}' answered its parts with versions "
-                f"{first.model_version} and {part.model_version}: send it again"
+                f"a batch was sent in parts, and model '{first.model_name}' answered them as versions "
+                f"{first.model_version} and {part.model_version}, with {list(first)} and {list(part)}: send it again"
             )
         for name, array in part.items():
-            if array.shape[:1] != (count,):
+            if array.shape[:1] != (rows(arrays),):
                 raise BadResponse(
-                    f"output '{name}' has shape {list(array.shape)} for {count} rows: it cannot be joined"
+                    f"output '{name}' has shape {list(array.shape)} for {rows(arrays)} rows, so the parts of a batch "
+                    "cannot be joined"
                 )
     outputs = {name: np.concatenate([part[name] for _, part in parts]) for name in first}
     return InferResult(outputs, first.model_name, first.model_version, first.id)

@@ -1,14 +1,19 @@
-"""The one part of a request that is encoded by hand: its raw buffers, field 7 of ModelInferRequest.
+"""The one part of the messages that is handled by hand: the raw buffers, in requests and in answers.
 
 A protobuf message is a run of fields, so a request can be put together from parts that were serialised apart: a head
 that stays the same from call to call (names, shapes, datatypes), a tail (id, parameters), and the tensors between
-them. That saves building and serialising a message on every call, and a copy of each tensor.
+them. That saves building and serialising a message on every call, and a copy of each tensor. In an answer, in turn,
+the buffers are found behind a head that is already known, without parsing it again.
 """
 
 from __future__ import annotations
 
-_RAW_INPUT_CONTENTS = bytes([7 << 3 | 2])
-"""The tag of field 7 with a length-delimited value."""
+RAW_INPUT_CONTENTS = 7
+"""The number of ModelInferRequest's field of raw buffers."""
+RAW_OUTPUT_CONTENTS = 6
+"""The number of ModelInferResponse's."""
+
+_LENGTH_DELIMITED = 2
 
 
 def varint(value: int) -> bytes:
@@ -21,6 +26,6 @@ def varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def raw_prefix(size: int) -> bytes:
-    """What comes before a raw buffer of `size` bytes."""
-    return _RAW_INPUT_CONTENTS + varint(size)
+def raw_prefix(field: int, size: int) -> bytes:
+    """What comes before a buffer of `size` bytes in field number `field`."""
+    return varint(field << 3 | _LENGTH_DELIMITED) + varint(size)
