@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --quiet --custom-compile-command "make lock"
 
-.PHONY: help setup demo test check format protos lock clean
+.PHONY: help setup demo test check format protos image image-test lock clean
 
 help:  ## what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,10 +41,17 @@ format: setup  ## rewrite the code in the project's format
 protos: setup  ## regenerate the message modules from the .proto files
 	$(BIN)/python protos/generate.py
 
+image:  ## the container image, with docker, podman or buildah
+	deploy/image.sh build
+
+image-test: setup  ## build the image, serve a model from a mounted repository, check an answer
+	$(BIN)/python deploy/image_test.py
+
 lock: setup  ## regenerate the pinned requirement files from pyproject.toml
 	$(LOCK) --extra score --extra server --extra training --extra dev -o requirements/dev.txt
 	$(LOCK) --extra server -c requirements/dev.txt -o requirements/server.txt
 	$(LOCK) --extra gpu -c requirements/dev.txt -o requirements/gpu.txt
+	$(LOCK) --extra build -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## remove what was built here, the virtual environment included
 	rm -rf $(VENV) build dist demo-output

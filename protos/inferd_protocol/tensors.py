@@ -20,6 +20,17 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _LENGTH = struct.Struct("<I")
 
+_CONTENTS = {
+    "bool_contents": np.dtype(bool),
+    "int_contents": np.dtype(np.int32),
+    "int64_contents": np.dtype(np.int64),
+    "uint_contents": np.dtype(np.uint32),
+    "uint64_contents": np.dtype(np.uint64),
+    "fp32_contents": np.dtype(np.float32),
+    "fp64_contents": np.dtype(np.float64),
+}
+"""What the fields of InferTensorContents hold; narrower datatypes share the field of the next wider one."""
+
 
 class TensorError(ValueError):
     """A tensor whose bytes, elements and shape do not agree: the message names it, what was expected and what came."""
@@ -65,9 +76,11 @@ def decode_contents(name: str, datatype: Datatype, shape: Sequence[int], element
             f"tensor '{name}' of shape {list(shape)} expects {count} elements in "
             f"contents.{datatype.contents}, got {len(elements)}"
         )
+    if datatype.contents is None:
+        raise TensorError(f"tensor '{name}' of datatype {datatype.name} has no typed contents: send it raw")
     if datatype is BYTES:
         return _objects(list(elements), shape)
-    wide = np.array(elements)
+    wide = np.array(elements, _CONTENTS[datatype.contents])
     array = wide.astype(datatype.numpy)
     if datatype.numpy.kind in "iu" and not np.array_equal(wide, array):
         raise TensorError(f"tensor '{name}' has values in contents.{datatype.contents} that do not fit {datatype.name}")

@@ -58,5 +58,5 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
 
 
 SERVE = Command(
-    summary="serve the models of a repository over gRPC", add_arguments=_add_arguments, run=_run, needs="server"
+    summary="Serve the models of a repository over gRPC.", add_arguments=_add_arguments, run=_run, needs="server"
 )

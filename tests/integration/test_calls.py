@@ -214,7 +214,7 @@ def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
             server.process.send_signal(signal.SIGINT)
             assert server.wait() == 1
     finally:
-        server.process.kill()
+        server.kill()
 
 
 def test_no_model_at_all_is_live_and_not_ready(tmp_path: Path) -> None:

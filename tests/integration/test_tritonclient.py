@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
@@ -19,7 +20,7 @@ IMAGES = np.random.default_rng(7).integers(0, 256, (300, 4, 4, 1), np.uint8)
 VALUES: dict[str, np.ndarray] = {
     "BOOL": np.array([[True, False, True]]),
     "FP16": np.array([[1.5, -0.0, 65504]], np.float16),
-    "BF16": np.array([[1.5, -0.0, 3e38]], np.float32),
+    "BF16": np.array([[1.5, -0.0, 3e38]], ml_dtypes.bfloat16),
     "FP32": np.array([[np.nan, np.inf, 1e-45]], np.float32),
     "FP64": np.array([[np.nan, -np.inf, 5e-324]]),
     "BYTES": np.array([["é".encode(), b"", b"x" * 1000]], object),
@@ -84,9 +85,8 @@ def test_every_datatype_comes_back_as_it_went(client: triton.InferenceServerClie
     result = client.infer(f"identity_{datatype}", [tensor("x", array, datatype)])
     answer = result.as_numpy("y")
     if datatype == "BF16":
-        # tritonclient cuts floats to BF16 and widens them again: what comes back has 8 significant bits.
-        np.testing.assert_allclose(answer, array, rtol=2**-7)
-        return
+        # Releases of tritonclient differ in the dtype they give BF16: float32 holds the same values.
+        answer, array = answer.astype(np.float32), array.astype(np.float32)
     assert answer.shape == array.shape
     if datatype == "BYTES":
         assert answer.tolist() == array.tolist()

@@ -62,16 +62,22 @@ class ServerProcess:
         self._reader.join(STOP_SECONDS)
         return status
 
+    def kill(self) -> None:
+        """Ends it whatever it is doing, where it has not ended."""
+        self.process.kill()
+        self.wait()
+
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for text in self.process.stderr:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                self.other_output.append(text)
-                continue
-            self.lines.append(line)
-            self._events.put(line)
+        with self.process.stderr as stream:
+            for text in stream:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    self.other_output.append(text)
+                    continue
+                self.lines.append(line)
+                self._events.put(line)
         self._events.put(None)
 
 
@@ -84,6 +90,4 @@ def serve(repository: Path, *arguments: str) -> Iterator[ServerProcess]:
         yield server
         assert server.stop() == 0, server.lines
     finally:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait(STOP_SECONDS)
+        server.kill()

@@ -90,7 +90,6 @@ class OnnxRuntimeModel:
                 inputs = self._with_texts(inputs)
             feeds = dict(zip(self._input_names, inputs, strict=True))
             outputs: list[Tensor] = session.run(self._output_names, feeds)
-            return outputs
         except ort_state.InvalidArgument as error:
             # An index out of range, shapes that do not go together: what only the graph itself can tell.
             raise InvalidRequest(f"the model refuses the inputs: {error}") from error
@@ -98,6 +97,7 @@ class OnnxRuntimeModel:
             raise
         except Exception as error:
             raise RuntimeFailure(f"the model failed to run: {error}") from error
+        return outputs
 
     def close(self) -> None:
         """Frees the session."""

@@ -113,6 +113,8 @@ def test_typed_contents(name: str, elements: list[object]) -> None:
 def test_typed_contents_that_do_not_fit_the_datatype_are_refused() -> None:
     with pytest.raises(TensorError, match="do not fit INT8"):
         decode_contents("x", BY_NAME["INT8"], [1], [128])
+    with pytest.raises(TensorError, match="FP16 has no typed contents"):
+        decode_contents("x", BY_NAME["FP16"], [1], [1.0])
 
 
 def test_typed_contents_of_another_count_are_refused() -> None:

@@ -104,9 +104,7 @@ def test_bytes_are_given_back() -> None:
     st.lists(st.tuples(st.integers(1, 20), st.sampled_from("ab")), max_size=30),
     st.integers(1, 8),
 )
-def test_every_row_is_picked_once_in_order_and_no_batch_is_too_large(
-    requests: list[tuple[int, str]], limit: int
-) -> None:
+def test_every_row_runs_once_in_order_and_no_batch_is_too_large(requests: list[tuple[int, str]], limit: int) -> None:
     works = [work(rows, key) for rows, key in requests]
     waiting = queue(*works)
     rows: dict[int, list[int]] = {id(each): [] for each in works}
