@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --quiet --custom-compile-command "make lock"
 
-.PHONY: help setup demo test check format protos image image-test lock clean
+.PHONY: help setup demo test check format protos image image-test docs lock clean
 
 help:  ## what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +33,7 @@ check: setup  ## lint, format, types, import rules, generated code
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python docs/generate.py --check
 
 format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
@@ -46,6 +47,9 @@ image:  ## the container image, with docker, podman or buildah
 
 image-test: setup  ## build the image, serve a model from a mounted repository, check an answer
 	$(BIN)/python deploy/image_test.py
+
+docs: setup  ## regenerate the command reference from the code
+	$(BIN)/python docs/generate.py
 
 lock: setup  ## regenerate the pinned requirement files from pyproject.toml
 	$(LOCK) --extra score --extra server --extra training --extra dev -o requirements/dev.txt

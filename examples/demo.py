@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
-
 from inferd_client import Client
 from inferd_training.data.datasets import ImageData, load
+from tqdm import tqdm
 
 BARS = {"fashion-mnist": 0.90, "mnist": 0.99}
 """The least accuracy on the test images, and the data sets in the order in which they are tried."""

@@ -48,26 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Command = entry.load()
         sub = commands.add_parser(entry.name, help=command.summary, description=command.summary)
         command.add_arguments(sub)
-        sub.set_defaults(command=command, name=entry.name)
+        sub.set_defaults(_command=command, _command_name=entry.name)
     parsed = parser.parse_args(arguments)
-    command = parsed.command
+    # Names of their own: a command may well have an option called --name.
+    command, name = parsed._command, parsed._command_name
     try:
         return command.run(parsed)
     except CommandError as error:
-        print(f"inferd {parsed.name}: {error}", file=sys.stderr)
+        print(f"inferd {name}: {error}", file=sys.stderr)
         return error.status
     except ModuleNotFoundError as error:
         # One of our own modules missing is a defect, not a missing extra.
         if not command.needs or (error.name or "").startswith("inferd"):
             raise
         print(
-            f"inferd {parsed.name}: needs the package '{error.name}', which is not installed: "
+            f"inferd {name}: needs the package '{error.name}', which is not installed: "
             f"pip install 'inferd[{command.needs}]'",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
-        print(f"inferd {parsed.name}: interrupted", file=sys.stderr)
+        print(f"inferd {name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe has gone (`inferd ... | head`): nobody is left to tell.
