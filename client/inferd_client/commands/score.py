@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,33 +52,47 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from inferd_client.files import atomic, fitting, sources, tables
+    from inferd_client.files import tables
     from inferd_client.retry import Retry
 
     tables.check_format(arguments.output)
     # A job of hours waits for a full queue or a restarted server as long as its requests' time allows.
     patient = Retry(attempts=10_000, overloaded=True, not_ready=True)
     started = time.monotonic()
-    with _terminable(), options.connect(arguments, patient) as client:
-        model = client.model_metadata(arguments.model, arguments.version)
-        if not model.batched:
-            raise CommandError(f"model '{model.name}' takes no batches: export it with a dynamic first axis")
-        tensor = fitting.choose(model.name, "input", model.inputs, arguments.input)
-        with sources.open_source(arguments.data, tensor) as source, atomic.atomic_file(arguments.output) as file:
-            batches = source.batches(arguments.batch_size)
-            first = next(batches)
-            sample = fitting.adapt(first[1][:1], tensor, arguments.scale, arguments.invert)
-            classify = _single_classifier(model, arguments.outputs)
-            labels = {} if classify is None else _labels(client, model, arguments.version, classify, tensor, sample)
-            layout = tables.Layout(source.rows, source.key, None if classify is None else classify.name, labels)
-            table = tables.new_table(arguments.output, file, layout)
-            results = _score(client, arguments, tensor, itertools.chain([first], batches))
-            for keys, outputs in _progress(source, results):
-                table.write(keys, outputs)
-            table.finish()
+    # An interrupt in the middle of grpc's own code can leave it waiting for ever. So the work has a thread of its own,
+    # which no signal reaches; the main thread waits, and on an interrupt closes the client under the work, which unwinds.
+    with _terminable(), options.connect(arguments, patient) as client, ThreadPoolExecutor(1) as worker:
+        try:
+            rows = worker.submit(_job, arguments, client).result()
+        except KeyboardInterrupt:
+            client.close()
+            raise
     seconds = time.monotonic() - started
-    print(f"{source.rows} rows in {seconds:.1f} s, {source.rows / seconds:.0f} rows/s: {arguments.output}")
+    print(f"{rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s: {arguments.output}")
     return 0
+
+
+def _job(arguments: argparse.Namespace, client: Client) -> int:
+    """Scores the data into the table and returns the number of rows."""
+    from inferd_client.files import atomic, fitting, sources, tables
+
+    model = client.model_metadata(arguments.model, arguments.version)
+    if not model.batched:
+        raise CommandError(f"model '{model.name}' takes no batches: export it with a dynamic first axis")
+    tensor = fitting.choose(model.name, "input", model.inputs, arguments.input)
+    with sources.open_source(arguments.data, tensor) as source, atomic.atomic_file(arguments.output) as file:
+        batches = source.batches(arguments.batch_size)
+        first = next(batches)
+        sample = fitting.adapt(first[1][:1], tensor, arguments.scale, arguments.invert)
+        classify = _single_classifier(model, arguments.outputs)
+        labels = {} if classify is None else _labels(client, model, arguments.version, classify, tensor, sample)
+        layout = tables.Layout(source.rows, source.key, None if classify is None else classify.name, labels)
+        table = tables.new_table(arguments.output, file, layout)
+        results = _score(client, arguments, tensor, itertools.chain([first], batches))
+        for keys, outputs in _progress(source, results):
+            table.write(keys, outputs)
+        table.finish()
+        return source.rows
 
 
 def _score(
