@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import json
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -203,6 +204,7 @@ class Channel:
             self._channel = grpc.secure_channel(connection.target, credentials, options)
         self._methods = _methods(self._channel)
         self._is_closed = False
+        self._cut_off = False
 
     def call(self, method: str, request: bytes, timeout: float) -> bytes:
         """See Transport."""
@@ -220,11 +222,19 @@ class Channel:
             return _Pending(self._methods[method].future(request, timeout, self._metadata))
         except ValueError as error:
             raise self._misuse(error) from error
+        except BaseException:
+            self._cut_off = True
+            raise
 
     def close(self) -> None:
         """See Transport."""
         self._is_closed = True
-        self._channel.close()
+        if self._cut_off:
+            # Ctrl-C in the moment between sending a call and watching it leaves grpc with a call that nobody watches.
+            # Closing cancels it, and then waits for its end for ever: it may do that where nobody waits with it.
+            threading.Thread(target=self._channel.close, daemon=True).start()
+        else:
+            self._channel.close()
 
     def _misuse(self, error: ValueError) -> Exception:
         # grpc raises a bare ValueError for a call on a closed channel.

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from inferd_client.client import Client
     from inferd_client.files.sources import Keys, Source
     from inferd_client.metadata import ModelMetadata, TensorMetadata
+
+_NOTICE_SECONDS = 0.2
+"""How long an interrupt may go unnoticed."""
 
 _DESCRIPTION_OF_INPUT = "an IDX file (gzip or not), an NPY file whose first axis is the rows, or a folder of pictures"
 
@@ -60,13 +63,17 @@ def _run(arguments: argparse.Namespace) -> int:
     patient = Retry(attempts=10_000, overloaded=True, not_ready=True)
     started = time.monotonic()
     # An interrupt in the middle of grpc's own code can leave it waiting for ever. So the work has a thread of its own,
-    # which no signal reaches; the main thread waits, and on an interrupt closes the client under the work, which unwinds.
+    # which no signal reaches; the main thread waits, and on an interrupt closes the client under it: the work unwinds.
     with _terminable(), options.connect(arguments, patient) as client, ThreadPoolExecutor(1) as worker:
+        job = worker.submit(_job, arguments, client)
         try:
-            rows = worker.submit(_job, arguments, client).result()
+            # In slices: a signal that arrives just before a wait begins does not end it.
+            while not wait([job], _NOTICE_SECONDS).done:
+                pass
         except KeyboardInterrupt:
             client.close()
             raise
+        rows = job.result()
     seconds = time.monotonic() - started
     print(f"{rows} rows in {seconds:.1f} s, {rows / seconds:.0f} rows/s: {arguments.output}")
     return 0

@@ -354,3 +354,28 @@ class TestAwaiting:
                 pass
 
         asyncio.run(main())
+
+
+def test_an_interrupt_while_grpc_starts_a_call_does_not_make_closing_hang(
+    stub: StubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client(stub.address)
+    client.infer("double", {"x": X})
+    held = Held()
+    stub.default["ModelInfer"] = held
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    # The call is sent, and then, before anybody watches it, comes the interrupt.
+    monkeypatch.setattr("grpc._channel._run_channel_spin_thread", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(client.infer_many("double", [{"x": X}]))
+        closing = threading.Thread(target=client.close, daemon=True)
+        closing.start()
+        closing.join(SECONDS)
+        assert not closing.is_alive()
+        assert held.cancelled.wait(SECONDS)
+    finally:
+        held.let_go()

@@ -266,7 +266,7 @@ class TestScore:
         held = Held(brightness)
         server.script["ModelInfer"] = [brightness, brightness, held]
         command = ["score", rows, "--output", out / "o.csv", "--model", "m", "--server", server.address]
-        # As in a terminal: where the tests run in the background, SIGINT is ignored, and children inherit that.
+        # As in a terminal: tests that run in the background may have SIGINT ignored, which children inherit.
         program = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "from inferd_protocol.command import main; sys.exit(main(sys.argv[1:]))"
