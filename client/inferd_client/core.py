@@ -125,9 +125,7 @@ class Core:
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_module.random,
     ) -> None:
-        if not 0 < timeout < math.inf:
-            raise InvalidInput(f"a timeout is a positive number of seconds, got {timeout}")
-        self._timeout = timeout
+        self._timeout = _checked(timeout)
         self._retry = retry
         self._max_message_bytes = max_message_bytes
         self._clock = clock
@@ -174,7 +172,7 @@ class Core:
         classification: Mapping[str, int] | None = None,
     ) -> Steps[InferResult]:
         """See Client.infer."""
-        seconds = self._seconds(timeout)
+        seconds = self._timeout if timeout is None else _checked(timeout)
         deadline = self._clock() + seconds
         arrays: Arrays = {
             name: value if isinstance(value, np.ndarray) else np.asarray(value) for name, value in inputs.items()
@@ -297,14 +295,13 @@ class Core:
 
     def _deadline(self, timeout: float | None) -> float:
         """The moment, on this core's clock, that is `timeout` seconds from now."""
-        return self._clock() + self._seconds(timeout)
+        return self._clock() + (self._timeout if timeout is None else _checked(timeout))
 
-    def _seconds(self, timeout: float | None) -> float:
-        if timeout is None:
-            return self._timeout
-        if not 0 < timeout < math.inf:
-            raise InvalidInput(f"a timeout is a positive number of seconds, got {timeout}")
-        return timeout
+
+def _checked(timeout: float) -> float:
+    if not 0 < timeout < math.inf:
+        raise InvalidInput(f"a timeout is a positive number of seconds, got {timeout}")
+    return timeout
 
 
 def _key(wanted: Wanted, arrays: Arrays) -> object:

@@ -51,8 +51,7 @@ class Plan:
         parts: list[Buffer] = [self.head]
         for (prefix, encode), array in zip(self.fields, arrays.values(), strict=True):
             buffer = encode(array)
-            parts.append(raw_prefix(RAW_INPUT_CONTENTS, len(buffer)) if prefix is None else prefix)
-            parts.append(buffer)
+            parts += (raw_prefix(RAW_INPUT_CONTENTS, len(buffer)) if prefix is None else prefix, buffer)
         parts.append(tail)
         size = sum(memoryview(part).nbytes for part in parts) if self.size is None else self.size + len(tail)
         if size > limit:

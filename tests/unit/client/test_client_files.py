@@ -69,17 +69,17 @@ class TestSources:
     @pytest.mark.parametrize(
         ("data", "message"),
         [
-            (idx(PIXELS)[:-1], "cut off"),
-            (idx(PIXELS)[:9], "cut off"),
-            (idx(PIXELS) + b"x", "goes on after the 7 rows"),
-            (b"\0\0\x07\x01" + bytes(4), "is no IDX file"),
-            (b"\0\0\x08\x00", "is no IDX file"),
-            (gzip.compress(idx(PIXELS))[:-20], "cannot read"),
-            (gzip.compress(b"text"), "is no IDX file"),
-            (idx(PIXELS[:0]), "holds no rows"),
-            (b"text", "neither an IDX file, an NPY file nor a folder"),
-            (b"", "neither an IDX file"),
-            (b"\x93NUMPY\x09", "as an array"),
+            pytest.param(idx(PIXELS)[:-1], "cut off", id="cut off"),
+            pytest.param(idx(PIXELS)[:9], "cut off", id="cut off in the header"),
+            pytest.param(idx(PIXELS) + b"x", "goes on after the 7 rows", id="too long"),
+            pytest.param(b"\0\0\x07\x01" + bytes(4), "is no IDX file", id="unknown type"),
+            pytest.param(b"\0\0\x08\x00", "is no IDX file", id="no axes"),
+            pytest.param(gzip.compress(idx(PIXELS))[:-20], "cannot read", id="gzip cut off"),
+            pytest.param(gzip.compress(b"text"), "is no IDX file", id="gzip of something else"),
+            pytest.param(idx(PIXELS[:0]), "holds no rows", id="empty"),
+            pytest.param(b"text", "neither an IDX file, an NPY file nor a folder", id="something else"),
+            pytest.param(b"", "neither an IDX file", id="nothing"),
+            pytest.param(b"\x93NUMPY\x09", "as an array", id="broken npy"),
         ],
     )
     def test_what_is_wrong_is_said(self, tmp_path: Path, data: bytes, message: str) -> None:
