@@ -306,9 +306,12 @@ class TestScore:
         with path.open("wb") as file:
             npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (rows, 784)})
             file.truncate(file.tell() + rows * 784)
+        # Not ru_maxrss: Linux carries the parent's peak over into it, and a test worker may hold gigabytes.
         program = (
-            "import resource, sys; from inferd_protocol.command import main; status = main(sys.argv[1:]); "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(status)"
+            "import re, sys; from pathlib import Path; from inferd_protocol.command import main; "
+            "status = main(sys.argv[1:]); "
+            "print(int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]) // 1024); "
+            "sys.exit(status)"
         )
         command = ["score", path, "--output", out / "o.parquet", "--model", "m", "--server", server.address]
         result = subprocess.run(
