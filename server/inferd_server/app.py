@@ -8,6 +8,7 @@ import os
 import signal
 import time
 
+from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
 from inferd_server.frontend.grpc_server import GrpcServer
@@ -40,7 +41,7 @@ async def _serve(config: ServerConfig, repository: RepositoryManager) -> None:
     server = GrpcServer(config, InferenceCore(repository), services)
     stop = _stop_signal()
     await server.start()
-    loading = asyncio.create_task(asyncio.to_thread(repository.load_all))
+    loading = run_in_background(repository.load_all, "loading")
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
         loading.result()
@@ -81,7 +82,7 @@ async def _shut_down(
     server: GrpcServer,
     services: Services,
     repository: RepositoryManager,
-    loading: asyncio.Task[None],
+    loading: asyncio.Future[None],
 ) -> None:
     ends = time.monotonic() + config.drain_delay_secs + config.exit_timeout_secs
     _LOG.info("stopping: not serving any more; running requests get %g s to finish", config.exit_timeout_secs)
@@ -91,7 +92,7 @@ async def _shut_down(
     await server.stop(max(0.0, ends - time.monotonic()))
     # A load cannot be interrupted; what it would have served is not called any more.
     await asyncio.wait({loading}, timeout=max(0.0, ends - time.monotonic()))
-    await asyncio.to_thread(repository.close, max(0.0, ends - time.monotonic()))
+    await run_in_background(lambda: repository.close(max(0.0, ends - time.monotonic())), "closing")
     _LOG.info("stopped")
 
 

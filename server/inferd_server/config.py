@@ -62,7 +62,7 @@ class ServerConfig:
     max_batch_size: int = _setting("most rows run at once; longer requests are split", default=64, parse=int)
     max_request_rows: int = _setting("most rows one request may bring", default=65536, parse=int)
     max_queue_size: int = _setting("most requests that wait for one model; more are refused", default=2048, parse=int)
-    max_queue_bytes: int = _setting("most tensor bytes that wait for one model", default=512 * MIB, parse=int)
+    max_queue_bytes: int = _setting("most bytes of requests that wait for one model", default=512 * MIB, parse=int)
     instances: int = _setting("batches of one model that run at the same time", default=1, parse=int)
     intra_op_threads: int = _setting(
         "threads within one run; 0 shares the CPUs this process may use among the instances", default=0, parse=int

@@ -43,6 +43,8 @@ class InferenceRequest:
     id: str
     inputs: Sequence[NamedTensor]
     outputs: Sequence[RequestedOutput]
+    nbytes: int = 0
+    """Bytes of the message that it came in, which its tensors view."""
     timeout_us: int = 0
     """Longest wait in the queue, microseconds; 0 for no limit of its own."""
 

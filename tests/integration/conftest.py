@@ -5,30 +5,9 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
-from onnx import TensorProto
 from support import models
+from support.limits import MAX_BATCH_SIZE, MAX_MESSAGE_SIZE, MAX_REQUEST_ROWS
 from support.server import ServerProcess, serve
-
-ELEMENT_TYPES = {
-    "BOOL": TensorProto.BOOL,
-    "UINT8": TensorProto.UINT8,
-    "UINT16": TensorProto.UINT16,
-    "UINT32": TensorProto.UINT32,
-    "UINT64": TensorProto.UINT64,
-    "INT8": TensorProto.INT8,
-    "INT16": TensorProto.INT16,
-    "INT32": TensorProto.INT32,
-    "INT64": TensorProto.INT64,
-    "FP16": TensorProto.FLOAT16,
-    "BF16": TensorProto.BFLOAT16,
-    "FP32": TensorProto.FLOAT,
-    "FP64": TensorProto.DOUBLE,
-    "BYTES": TensorProto.STRING,
-}
-
-MAX_BATCH_SIZE = 8
-MAX_MESSAGE_SIZE = 1024 * 1024
-MAX_REQUEST_ROWS = 1000
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +22,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.write(folder, "mean", models.batch_mean())
     models.write(folder, "embedding", models.embedding())
     models.write(folder, "slow", models.slow())
-    for name, element_type in ELEMENT_TYPES.items():
+    for name, element_type in models.ELEMENT_TYPES.items():
         models.write(folder, f"identity_{name}", models.identity(element_type))
     corrupt = folder / "corrupt" / "1" / "model.onnx"
     corrupt.parent.mkdir(parents=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,16 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import trustme
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from inferd_protocol import grpc_service_pb2 as pb
+from inferd_protocol.command import main
+from inferd_protocol.datatypes import BYTES
 from inferd_protocol.methods import METHODS, SERVICE
 from inferd_protocol.reasons import REASON_KEY
+from inferd_protocol.tensors import encode_raw
 from support import models
 from support.server import ServerProcess, serve
 
@@ -189,6 +192,23 @@ def test_a_full_queue_refuses_at_once_with_its_reason(repository: Path) -> None:
         assert infer(channel)(slow_request(1), timeout=SECONDS)
 
 
+def test_the_queue_is_bounded_by_what_bytes_tensors_really_hold(repository: Path) -> None:
+    """An element of BYTES is a pointer in memory: the bound is on what it points to."""
+    words = np.array([[b"x" * 100_000] * 3], object)
+    message = pb.ModelInferRequest(
+        model_name="identity_BYTES",
+        inputs=[pb.ModelInferRequest.InferInputTensor(name="x", datatype="BYTES", shape=words.shape)],
+        raw_input_contents=[encode_raw(words, BYTES)],
+    ).SerializeToString()
+    with serve(repository, "--max-queue-bytes", "500000") as server, grpc.insecure_channel(server.address) as channel:
+        calls = [infer(channel).future(message, timeout=SECONDS) for _ in range(200)]
+        reasons = {
+            dict(error.trailing_metadata()).get(REASON_KEY) for call in calls if (error := call.exception()) is not None
+        }
+        assert reasons == {"queue_full"}
+        assert infer(channel)(message, timeout=SECONDS)
+
+
 def test_sigterm_says_so_finishes_what_runs_and_exits_0(repository: Path) -> None:
     with serve(repository, "--drain-delay-secs", "0.2") as server, grpc.insecure_channel(server.address) as channel:
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
@@ -245,31 +265,34 @@ def test_the_ready_line_says_what_is_served(server: ServerProcess) -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost that signs itself, and its key."""
+    """An authority, a certificate of its for localhost and 127.0.0.1, and the key."""
     folder = tmp_path_factory.mktemp("certificates")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-         "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(folder / "root.pem")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    for number, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(folder / "cert.pem", append=number > 0)
     return folder
 
 
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls(repository: Path, certificates: Path, mutual: bool) -> None:
-    cert, key = (certificates / "cert.pem"), (certificates / "key.pem")
+    root, cert, key = (certificates / f"{name}.pem" for name in ("root", "cert", "key"))
     flags = ["--grpc-use-ssl", "--grpc-server-cert", str(cert), "--grpc-server-key", str(key)]
     if mutual:
-        flags += ["--grpc-use-ssl-mutual", "--grpc-root-cert", str(cert)]
+        flags += ["--grpc-use-ssl-mutual", "--grpc-root-cert", str(root)]
     with serve(repository, *flags) as server:
         pair = (key.read_bytes(), cert.read_bytes()) if mutual else (None, None)
-        good = grpc.ssl_channel_credentials(cert.read_bytes(), *pair)
+        good = grpc.ssl_channel_credentials(root.read_bytes(), *pair)
         with grpc.secure_channel(server.address, good) as channel:
             assert infer(channel)(slow_request(1), timeout=SECONDS)
+        identity = ["--tls-certificate", str(cert), "--tls-key", str(key)] if mutual else []
+        assert main(["health", "--server", server.address, "--tls-root", str(root), *identity]) == 0
+        assert main(["health", "--server", server.address]) == 1
         strangers = [grpc.insecure_channel(server.address)]
         if mutual:
-            strangers.append(grpc.secure_channel(server.address, grpc.ssl_channel_credentials(cert.read_bytes())))
+            strangers.append(grpc.secure_channel(server.address, grpc.ssl_channel_credentials(root.read_bytes())))
         for channel in strangers:
             with channel:
                 assert failure(channel, slow_request(1)).code() is grpc.StatusCode.UNAVAILABLE

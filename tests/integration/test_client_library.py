@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ELEMENT_TYPES, MAX_MESSAGE_SIZE, MAX_REQUEST_ROWS
 from inferd_client import AsyncClient, Client, Retry, errors, parse_classes
 from inferd_protocol.command import main
 from inferd_protocol.datatypes import BY_NAME
 from numpy.testing import assert_allclose, assert_array_equal
 from support import models
+from support.limits import MAX_MESSAGE_SIZE, MAX_REQUEST_ROWS
+from support.models import ELEMENT_TYPES
 from support.server import ServerProcess, serve
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), dtype=np.uint8)

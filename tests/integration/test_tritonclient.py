@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from integration.conftest import ELEMENT_TYPES, MAX_BATCH_SIZE, MAX_REQUEST_ROWS
 from support import models
+from support.limits import MAX_BATCH_SIZE, MAX_REQUEST_ROWS
+from support.models import ELEMENT_TYPES
 from support.server import ServerProcess
 from tritonclient.utils import InferenceServerException
 

@@ -6,21 +6,19 @@ import argparse
 
 from inferd_protocol.command import Command
 
+from inferd_client.commands import options
+
 _NOT_READY = 1
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="(default: %(default)s)")
     parser.add_argument("--live", action="store_true", help="ask whether it is there, not whether it is ready")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="(default: %(default)s)")
+    options.add_connection(parser, timeout=5.0)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from inferd_client import Client
-
-    with Client(arguments.server) as client:
-        question = client.server_live if arguments.live else client.server_ready
-        good = question(timeout=arguments.timeout)
+    with options.connect(arguments) as client:
+        good = client.server_live() if arguments.live else client.server_ready()
     word = "live" if arguments.live else "ready"
     print(word if good else f"not {word}")
     return 0 if good else _NOT_READY

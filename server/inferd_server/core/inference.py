@@ -45,7 +45,7 @@ class InferenceCore:
             completion.send(_without_rows(servable.signature))
             return
         expires_ns = self._clock_ns() + request.timeout_us * 1000 if request.timeout_us else None
-        work = Work(arranged.inputs, arranged.rows, arranged.key, completion, expires_ns)
+        work = Work(arranged.inputs, arranged.rows, arranged.key, completion, expires_ns, request.nbytes)
         try:
             servable.batcher.enqueue(work)
         except Closed:

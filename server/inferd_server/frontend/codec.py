@@ -46,6 +46,7 @@ def decode_request(message: bytes) -> InferenceRequest:
         id=request.id,
         inputs=inputs,
         outputs=[_requested(output) for output in request.outputs],
+        nbytes=len(message),
         timeout_us=_timeout(request) if request.parameters else 0,
     )
 

@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from inferd_server.config import Device
 from inferd_server.errors import InvalidRequest, LoadError, RuntimeFailure
 from inferd_server.runtime.backend import RuntimeModel, Signature, TensorSpec
-from inferd_server.runtime.devices import CUDA_PROVIDER, providers
+from inferd_server.runtime.devices import providers
 
 _ERROR_SEVERITY = 3
 _ONNX_BFLOAT16 = 16
@@ -32,7 +32,6 @@ class OnnxRuntimeBackend:
 
     def __init__(self, device: Device, intra_op_threads: int) -> None:
         self._providers = providers(device)
-        self._cuda_is_a_must = device is Device.CUDA
         self._threads = intra_op_threads
         # Sessions report their failures by exceptions; warnings on stderr would say it twice.
         ort.set_default_logger_severity(_ERROR_SEVERITY)
@@ -46,16 +45,15 @@ class OnnxRuntimeBackend:
         # Threads that spin for work take the CPU from the threads that decode and answer.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = ort.InferenceSession(str(path), options, providers=self._providers)
+            # The runtime's own fallback would print and go on with the CPU.
+            session = ort.InferenceSession(str(path), options, providers=self._providers, enable_fallback=0)
         except Exception as error:
             # The reason travels to callers, whom the server's folders do not concern.
             why = str(error).replace(str(path), path.name)
             raise LoadError(f"{path.name} is no model that ONNX Runtime {ort.__version__} can load: {why}") from error
         provider = session.get_providers()[0]
-        # The runtime falls back to the CPU in silence where CUDA is there but does not start.
-        if self._cuda_is_a_must and provider != CUDA_PROVIDER:
-            raise LoadError(f"--device cuda was asked for, but the runtime fell back to {provider}")
-        session.disable_fallback()
+        if provider != self._providers[0]:
+            raise LoadError(f"{self._providers[0]} was asked for, and the runtime took {provider}")
         return OnnxRuntimeModel(session, provider)
 
 

@@ -32,8 +32,8 @@ class Pick:
 class RequestQueue:
     """First come, first served; requests of equal key run together.
 
-    `max_size` counts requests, `max_bytes` their tensors. A request that finds the queue empty is always taken, so that
-    one request larger than `max_bytes` can still be served.
+    `max_size` counts requests, `max_bytes` the messages they came in. A request that finds the queue empty is always
+    taken, so that one request larger than `max_bytes` can still be served.
     """
 
     def __init__(self, max_size: int, max_bytes: int) -> None:
@@ -53,7 +53,7 @@ class RequestQueue:
             raise QueueFull(f"{self._max_size} requests wait")
         nbytes = work.nbytes
         if self._size and self._bytes + nbytes > self._max_bytes:
-            raise QueueFull(f"{self._bytes} of {self._max_bytes} bytes of tensors wait")
+            raise QueueFull(f"{self._bytes} of {self._max_bytes} bytes of requests wait")
         self._arrivals += 1
         work.sequence = self._arrivals
         self._bytes += nbytes

@@ -42,17 +42,14 @@ class Work:
     completion: Completion
     expires_ns: int | None = None
     """When the request's own queue timeout ends, on `time.monotonic_ns`'s clock."""
-    nbytes: int = field(init=False)
-    """Bytes of the input arrays."""
+    nbytes: int = 0
+    """What the request holds in memory while it waits, bytes."""
     sequence: int = field(default=0, init=False)
     """The order of arrival, set by the queue."""
     next_row: int = field(default=0, init=False)
     """The first row that is not yet in a batch."""
     assembly: Assembly | None = field(default=None, init=False)
     """The outputs so far, where the request is split over several batches."""
-
-    def __post_init__(self) -> None:
-        self.nbytes = sum(array.nbytes for array in self.inputs)
 
 
 class Slice(NamedTuple):

@@ -113,6 +113,7 @@ def message(**changes: object) -> bytes:
 def test_a_request_is_decoded_without_copies_of_its_tensors() -> None:
     request = decode_request(message(id="7"))
     assert (request.model_name, request.id, request.timeout_us) == ("m", "7", 0)
+    assert request.nbytes == len(message(id="7"))
     assert request.inputs[0].array.tolist() == [[1, 2]]
     assert not request.inputs[0].array.flags.owndata
 

@@ -21,7 +21,8 @@ class Caller:
 
 
 def work(rows: int, key: str = "a", *, deadline_ns: int | None = None, expires_ns: int | None = None) -> Work:
-    return Work([np.zeros((rows, 2), np.float32)], rows, key, Caller(deadline_ns), expires_ns)  # type: ignore[arg-type]
+    array = np.zeros((rows, 2), np.float32)
+    return Work([array], rows, key, Caller(deadline_ns), expires_ns, array.nbytes)  # type: ignore[arg-type]
 
 
 def queue(*works: Work, max_size: int = 100, max_bytes: int = 10**6) -> RequestQueue:

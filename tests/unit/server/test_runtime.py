@@ -15,6 +15,7 @@ from inferd_server.errors import ConfigurationError, InvalidRequest, LoadError, 
 from inferd_server.repository import model_config
 from inferd_server.repository.servable import read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
+from inferd_server.runtime import devices
 from inferd_server.runtime.backend import RuntimeModel
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
@@ -83,6 +84,47 @@ def test_a_foreign_file_is_refused_without_the_servers_folders(tmp_path: Path, c
 def test_cuda_is_refused_where_the_runtime_has_none() -> None:
     with pytest.raises(ConfigurationError, match=r"pip install 'inferd\[gpu\]'"):
         OnnxRuntimeBackend(Device.CUDA, 1)
+
+
+class CudaWithout:
+    """What ONNX Runtime's CUDA build says on a machine without a GPU (as 1.31 was seen to)."""
+
+    __version__ = onnxruntime.__version__
+
+    def __init__(self) -> None:
+        self.OrtValue = self
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def preload_dlls(self) -> None:
+        pass
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        pass
+
+    def ortvalue_from_shape_and_type(self, *_: object) -> None:
+        raise RuntimeError("/src/bridge.cc:2465 GetProviderInfo_CUDA() CUDA Provider not available")
+
+
+def test_cuda_that_does_not_start_is_refused_by_name_and_a_warning_under_auto(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices, "ort", CudaWithout())
+    monkeypatch.setattr(devices, "_DRIVER", None)  # the process itself: a library that is there
+    with pytest.raises(ConfigurationError, match="CUDA does not start: CUDA Provider not available"):
+        devices.providers(Device.CUDA)
+    assert not caplog.records
+    assert devices.providers(Device.AUTO) == ["CPUExecutionProvider"]
+    assert "models run on the CPU" in caplog.text
+    assert devices.providers(Device.CPU) == ["CPUExecutionProvider"]
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "ort", CudaWithout())
+    monkeypatch.setattr(devices, "_DRIVER", "libinferd-no-such-driver.so.1")
+    with pytest.raises(ConfigurationError, match=r"no NVIDIA driver is here \(libinferd-no-such-driver"):
+        devices.providers(Device.CUDA)
 
 
 @pytest.mark.gpu
