@@ -72,7 +72,9 @@ class Http2:
 
     def __init__(self, sock: socket.socket, authority: str, path: str, headers: Sequence[str], body: bytes) -> None:
         if len(body) > _DEFAULT_WINDOW:
-            raise ProtocolError(f"expected a body within the initial window of {_DEFAULT_WINDOW} bytes, got {len(body)}")
+            raise ProtocolError(
+                f"expected a body within the initial window of {_DEFAULT_WINDOW} bytes, got {len(body)}"
+            )
         self.socket = sock
         self.outgoing = bytearray(hello())
         self._first, self._block = _header_blocks(authority, path, headers)

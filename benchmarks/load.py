@@ -157,7 +157,9 @@ def _running(call: Call, in_flight: int, seconds: float, more: list[str]):  # ty
     try:
         yield process
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"h2load did not end {_PATIENCE_SECONDS:g} s after its time: the server stopped answering") from error
+        raise Failed(
+            f"h2load did not end {_PATIENCE_SECONDS:g} s after its time: the server stopped answering"
+        ) from error
     finally:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):

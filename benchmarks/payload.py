@@ -23,6 +23,7 @@ from benchmarks.process import Failed
 
 PATH = METHODS["ModelInfer"].path
 _PREFIX = struct.Struct(">BI")
+_GRPC_HEADERS = ("content-type: application/grpc", "te: trailers")
 _TOLERANCE = 1e-4
 _CALL_SECONDS = 20.0
 _MAX_MESSAGE = 64 * 1024 * 1024
@@ -67,8 +68,13 @@ class Payloads:
                 raise Failed(f"ModelInfer answered {error.code().name}: {error.details()}") from error
         self._compare(shape, _probabilities(answer))
         body = self._write(f"{shape.datatype}-{shape.rows}.grpc", _PREFIX.pack(0, len(message)) + message)
-        headers = ("content-type: application/grpc", "te: trailers")
-        return Call(address, PATH, headers, body, False, _PREFIX.size + len(answer))
+        return Call(address, PATH, _GRPC_HEADERS, body, False, _PREFIX.size + len(answer))
+
+    def echo_call(self, address: str, shape: Shape, answer_bytes: int) -> Call:
+        """The same call for a server that answers `answer_bytes` bytes of nothing."""
+        message = self.message(shape)
+        body = self._write(f"{shape.datatype}-{shape.rows}.grpc", _PREFIX.pack(0, len(message)) + message)
+        return Call(address, PATH, _GRPC_HEADERS, body, False, _PREFIX.size + answer_bytes)
 
     def raw_call(self, address: str, path: str, shape: Shape) -> Call:
         """The call for a server that takes the tensor's bytes as an HTTP body. Raises Failed where its answer is wrong."""
