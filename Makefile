@@ -52,9 +52,9 @@ docs: setup  ## regenerate the command reference from the code
 	$(BIN)/python docs/generate.py
 
 lock: setup  ## regenerate the pinned requirement files from pyproject.toml
-	$(LOCK) --extra score --extra server --extra training --extra dev -o requirements/dev.txt
-	$(LOCK) --extra server -c requirements/dev.txt -o requirements/server.txt
-	$(LOCK) --extra gpu -c requirements/dev.txt -o requirements/gpu.txt
+	$(LOCK) --extra score --extra server --extra native --extra training --extra dev -o requirements/dev.txt
+	$(LOCK) --extra server --extra native -c requirements/dev.txt -o requirements/server.txt
+	$(LOCK) --extra gpu --extra native -c requirements/dev.txt -o requirements/gpu.txt
 	$(LOCK) --extra build -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## remove what was built here, the virtual environment included

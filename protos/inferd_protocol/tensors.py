@@ -54,15 +54,24 @@ def decode_raw(name: str, datatype: Datatype, shape: Sequence[int], buffer: Buff
     count = element_count(name, shape)
     if datatype.size is None:
         return _objects(_split_bytes(name, buffer, count), shape)
-    expected = count * datatype.size
-    if len(buffer) != expected:
-        raise TensorError(
-            f"tensor '{name}' of datatype {datatype.name} and shape {list(shape)} "
-            f"expects {expected} bytes, got {len(buffer)}"
-        )
+    check_raw_size(name, datatype, shape, len(buffer))
     if count == 0:
         return np.empty(shape, datatype.numpy)
     return np.frombuffer(buffer, datatype.numpy).reshape(shape)
+
+
+def check_raw_size(name: str, datatype: Datatype, shape: Sequence[int], nbytes: int) -> None:
+    """Holds the size of a raw buffer, of any datatype but BYTES, against the shape.
+
+    Raises TensorError where it is not that of the shape, or the shape has a negative dimension.
+    """
+    assert datatype.size is not None
+    expected = element_count(name, shape) * datatype.size
+    if nbytes != expected:
+        raise TensorError(
+            f"tensor '{name}' of datatype {datatype.name} and shape {list(shape)} "
+            f"expects {expected} bytes, got {nbytes}"
+        )
 
 
 def decode_contents(name: str, datatype: Datatype, shape: Sequence[int], elements: Sequence[object]) -> Tensor:
@@ -150,6 +159,7 @@ __all__ = [
     "TensorError",
     "bf16_bits",
     "bf16_values",
+    "check_raw_size",
     "decode_contents",
     "decode_raw",
     "element_count",

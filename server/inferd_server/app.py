@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
-from inferd_server.frontend.grpc_server import GrpcServer
 from inferd_server.frontend.services import Services
+from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
@@ -23,12 +24,17 @@ _LOG = logging.getLogger(__name__)
 
 _FORCED_STATUS = 1
 
+_SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the GIL while another wants it. Python's own 5 ms is longer than most runs: a batch
+that is done would wait for the thread that decodes the next one."""
+
 
 def run(config: ServerConfig) -> int:
     """Runs the server until it is told to stop by SIGTERM or SIGINT. Returns the exit status.
 
     Raises ConfigurationError where it cannot start as asked.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     threads = config.intra_op_threads or max(1, available_cpus() // config.instances)
     repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads))
     asyncio.run(_serve(config, repository))
@@ -38,7 +44,7 @@ def run(config: ServerConfig) -> int:
 async def _serve(config: ServerConfig, repository: RepositoryManager) -> None:
     services = Services(repository)
     # Ports before models: the server is live at once, and a port that is taken is known before a long load.
-    server = GrpcServer(config, InferenceCore(repository), services)
+    server = listen(config, InferenceCore(repository), services)
     stop = _stop_signal()
     await server.start()
     loading = run_in_background(repository.load_all, "loading")
@@ -50,9 +56,7 @@ async def _serve(config: ServerConfig, repository: RepositoryManager) -> None:
     await _shut_down(config, server, services, repository, loading)
 
 
-async def _announce(
-    config: ServerConfig, server: GrpcServer, services: Services, repository: RepositoryManager
-) -> None:
+async def _announce(config: ServerConfig, server: Server, services: Services, repository: RepositoryManager) -> None:
     entries = [
         (f"{name}/{version}", entry)
         for name, model in repository.models.items()
@@ -79,7 +83,7 @@ async def _announce(
 
 async def _shut_down(
     config: ServerConfig,
-    server: GrpcServer,
+    server: Server,
     services: Services,
     repository: RepositoryManager,
     loading: asyncio.Future[None],

@@ -24,6 +24,14 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class Transport(StrEnum):
+    """What speaks gRPC."""
+
+    AUTO = "auto"
+    GRPCIO = "grpcio"
+    NATIVE = "native"
+
+
 class LogFormat(StrEnum):
     """How log lines look."""
 
@@ -54,6 +62,11 @@ class ServerConfig:
     )
     grpc_address: str = _setting("address to listen on; 0.0.0.0 for every interface", default="127.0.0.1")
     grpc_port: int = _setting("port to listen on; 0 takes a free one", default=8001, parse=int)
+    transport: Transport = _setting(
+        "what speaks gRPC: native is fastest and knows no TLS; auto takes it where it is installed and TLS is off",
+        default=Transport.AUTO,
+        parse=Transport,
+    )
     device: Device = _setting(
         "where models run: auto takes CUDA where it works, else the CPU; cuda fails where it cannot be had",
         default=Device.AUTO,
@@ -63,6 +76,9 @@ class ServerConfig:
     max_request_rows: int = _setting("most rows one request may bring", default=65536, parse=int)
     max_queue_size: int = _setting("most requests that wait for one model; more are refused", default=2048, parse=int)
     max_queue_bytes: int = _setting("most bytes of requests that wait for one model", default=512 * MIB, parse=int)
+    max_queue_delay_microseconds: int = _setting(
+        "longest that a batch which is not full waits for more rows; 0 never waits", default=0, parse=int
+    )
     instances: int = _setting("batches of one model that run at the same time", default=1, parse=int)
     intra_op_threads: int = _setting(
         "threads within one run; 0 shares the CPUs this process may use among the instances", default=0, parse=int
@@ -71,6 +87,7 @@ class ServerConfig:
         "model without which the server is not ready (repeatable); with none, any one model will do", many=True
     )
     grpc_max_message_size: int = _setting("largest message received or sent, bytes", default=64 * MIB, parse=int)
+    grpc_max_concurrent_streams: int = _setting("most calls at once on one connection", default=1024, parse=int)
     grpc_use_ssl: bool = _setting("serve TLS", default=False, parse=bool)
     grpc_server_cert: Path | None = _setting("PEM certificate chain of the server", parse=Path)
     grpc_server_key: Path | None = _setting("PEM private key of the server", parse=Path)
@@ -85,6 +102,8 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         self._at_least(1, "max_batch_size", "max_request_rows", "max_queue_size", "max_queue_bytes", "instances")
+        self._at_least(1, "grpc_max_concurrent_streams")
+        self._at_least(0, "max_queue_delay_microseconds")
         self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
         self._at_least(1024, "grpc_max_message_size")
         if self.grpc_port > 65535:
@@ -95,6 +114,8 @@ class ServerConfig:
             raise ConfigurationError("--grpc-use-ssl needs --grpc-server-cert and --grpc-server-key")
         if not self.grpc_use_ssl and (self.grpc_server_cert or self.grpc_server_key or self.grpc_use_ssl_mutual):
             raise ConfigurationError("certificates are given, but TLS is off: add --grpc-use-ssl")
+        if self.grpc_use_ssl and self.transport is Transport.NATIVE:
+            raise ConfigurationError("--transport native knows no TLS: use --transport grpcio with --grpc-use-ssl")
         for path in (self.grpc_server_cert, self.grpc_server_key, self.grpc_root_cert):
             if path is not None and not path.is_file():
                 raise ConfigurationError(f"{path} is not a file: expected PEM certificates or a key")

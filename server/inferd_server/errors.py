@@ -3,6 +3,7 @@
     ServerError                  a call is answered with a status
     ├── InvalidRequest           the request contradicts the model or itself
     ├── MalformedMessage         the bytes are no message of the RPC
+    ├── MessageTooLarge          the message, or its answer, is larger than the server allows
     ├── ModelNotFound            no such model, or no such version is served
     ├── Unavailable              not now; `reason` says which kind of not now
     │   ├── ModelNotReady        known, but loading, or its load failed
@@ -34,6 +35,13 @@ class InvalidRequest(ServerError):
 
 class MalformedMessage(ServerError):
     """The bytes received are no message of the RPC."""
+
+
+class MessageTooLarge(ServerError):
+    """A message that is larger than the server allows. `what` is the request or the answer, sizes are bytes."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(f"the {what} has {size} bytes, expected at most {limit}: send fewer rows in one call")
 
 
 class ModelNotFound(ServerError):

@@ -1,29 +1,35 @@
 """What travels through the server: a request on its way in, its answer on its way out, and the reply that ends it.
 
-    frontend: bytes -> InferenceRequest -> core: Work -> scheduling: batch -> outputs -> core: InferenceAnswer -> Reply
+    frontend: bytes -> InferenceRequest -> core: Plan, Work -> scheduling: batch -> outputs -> core -> Reply
 
 A request is handed forward and never handed back: whoever holds it last completes its reply, exactly once.
+
+A request is split into its form and its contents. The form, everything but the id and the tensors' elements, is the
+same object for every request that looks alike, so that what follows from it is worked out once and not per request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from inferd_protocol.datatypes import Datatype
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import ServerError
 
+Content: TypeAlias = memoryview | Tensor
+"""A tensor's elements in row-major order: bytes as they were received, or an array. BYTES is always an array."""
+
 
 @dataclass(frozen=True, slots=True)
-class NamedTensor:
-    """A tensor with its name and datatype. `array` has the dtype `datatype.numpy`."""
+class TensorForm:
+    """A tensor without its elements."""
 
     name: str
     datatype: Datatype
-    array: Tensor
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +40,39 @@ class RequestedOutput:
     classification: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
-    """A decoded ModelInfer: consistent in itself, not yet held against a model."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestForm:
+    """A ModelInfer without its id and contents: consistent in itself, not yet held against a model."""
 
     model_name: str
     model_version: str
-    id: str
-    inputs: Sequence[NamedTensor]
-    outputs: Sequence[RequestedOutput]
-    nbytes: int = 0
-    """Bytes of the message that it came in, which its tensors view."""
+    inputs: tuple[TensorForm, ...]
+    outputs: tuple[RequestedOutput, ...] = ()
     timeout_us: int = 0
     """Longest wait in the queue, microseconds; 0 for no limit of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceAnswer:
-    """What a ModelInfer is answered with."""
+class InferenceRequest:
+    """A decoded ModelInfer. `contents` has an element for each of the form's inputs, of the size its shape says."""
+
+    __slots__ = ("contents", "form", "id", "nbytes")
+
+    def __init__(self, form: RequestForm, id: str, contents: Sequence[Content], nbytes: int) -> None:  # noqa: A002
+        self.form = form
+        self.id = id
+        self.contents = contents
+        self.nbytes = nbytes
+        """Bytes that it holds in memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswerForm:
+    """An answer without its id and its tensors' elements and shapes: the same object for all answers alike."""
 
     model_name: str
     model_version: str
-    id: str
-    outputs: Sequence[NamedTensor]
+    outputs: tuple[tuple[str, Datatype], ...]
+    """Names and datatypes."""
 
 
 class Reply(Protocol):
@@ -68,8 +84,8 @@ class Reply(Protocol):
     def cancelled(self) -> bool:
         """Whether the caller has gone, so that the work is for nobody."""
 
-    def send(self, answer: InferenceAnswer) -> None:
-        """Answers the call."""
+    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> None:
+        """Answers the call. The arrays are read before this returns."""
 
     def fail(self, error: ServerError) -> None:
         """Ends the call with an error."""

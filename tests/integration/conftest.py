@@ -31,11 +31,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", params=["native", "grpcio"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """What speaks gRPC: every test that uses a server runs on each."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[ServerProcess]:
+def server(repository: Path, transport: str) -> Iterator[ServerProcess]:
     """A server over `repository` with small limits."""
     with serve(
         repository,
+        *("--transport", transport),
         *("--max-batch-size", str(MAX_BATCH_SIZE)),
         *("--grpc-max-message-size", str(MAX_MESSAGE_SIZE)),
         *("--max-request-rows", str(MAX_REQUEST_ROWS)),

@@ -182,8 +182,11 @@ def test_health_check_and_reflection(channel: grpc.Channel) -> None:
     assert pool.FindServiceByName("grpc.health.v1.Health")
 
 
-def test_a_full_queue_refuses_at_once_with_its_reason(repository: Path) -> None:
-    with serve(repository, "--max-queue-size", "1") as server, grpc.insecure_channel(server.address) as channel:
+def test_a_full_queue_refuses_at_once_with_its_reason(repository: Path, transport: str) -> None:
+    with (
+        serve(repository, "--transport", transport, "--max-queue-size", "1") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         calls = [infer(channel).future(slow_request(rows=2000), timeout=SECONDS) for _ in range(12)]
         errors = [error for call in calls if (error := call.exception()) is not None]
         assert 0 < len(errors) < len(calls)
@@ -192,7 +195,7 @@ def test_a_full_queue_refuses_at_once_with_its_reason(repository: Path) -> None:
         assert infer(channel)(slow_request(1), timeout=SECONDS)
 
 
-def test_the_queue_is_bounded_by_what_bytes_tensors_really_hold(repository: Path) -> None:
+def test_the_queue_is_bounded_by_what_bytes_tensors_really_hold(repository: Path, transport: str) -> None:
     """An element of BYTES is a pointer in memory: the bound is on what it points to."""
     words = np.array([[b"x" * 100_000] * 3], object)
     message = pb.ModelInferRequest(
@@ -200,7 +203,10 @@ def test_the_queue_is_bounded_by_what_bytes_tensors_really_hold(repository: Path
         inputs=[pb.ModelInferRequest.InferInputTensor(name="x", datatype="BYTES", shape=words.shape)],
         raw_input_contents=[encode_raw(words, BYTES)],
     ).SerializeToString()
-    with serve(repository, "--max-queue-bytes", "500000") as server, grpc.insecure_channel(server.address) as channel:
+    with (
+        serve(repository, "--transport", transport, "--max-queue-bytes", "500000") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         calls = [infer(channel).future(message, timeout=SECONDS) for _ in range(200)]
         reasons = {
             dict(error.trailing_metadata()).get(REASON_KEY) for call in calls if (error := call.exception()) is not None
@@ -209,8 +215,11 @@ def test_the_queue_is_bounded_by_what_bytes_tensors_really_hold(repository: Path
         assert infer(channel)(message, timeout=SECONDS)
 
 
-def test_sigterm_says_so_finishes_what_runs_and_exits_0(repository: Path) -> None:
-    with serve(repository, "--drain-delay-secs", "0.2") as server, grpc.insecure_channel(server.address) as channel:
+def test_sigterm_says_so_finishes_what_runs_and_exits_0(repository: Path, transport: str) -> None:
+    with (
+        serve(repository, "--transport", transport, "--drain-delay-secs", "0.2") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
         assert next(watched).status == SERVING
         calls = [infer(channel).future(slow_request(rows=4000), timeout=SECONDS) for _ in range(4)]
@@ -223,8 +232,8 @@ def test_sigterm_says_so_finishes_what_runs_and_exits_0(repository: Path) -> Non
         assert server.other_output == []
 
 
-def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
-    server = ServerProcess(repository, "--drain-delay-secs", "600")
+def test_a_second_signal_ends_it_at_once(repository: Path, transport: str) -> None:
+    server = ServerProcess(repository, "--transport", transport, "--drain-delay-secs", "600")
     try:
         server.wait_for("ready")
         server.process.send_signal(signal.SIGTERM)
@@ -237,9 +246,9 @@ def test_a_second_signal_ends_it_at_once(repository: Path) -> None:
         server.kill()
 
 
-def test_no_model_at_all_is_live_and_not_ready(tmp_path: Path) -> None:
+def test_no_model_at_all_is_live_and_not_ready(tmp_path: Path, transport: str) -> None:
     (tmp_path / "broken" / "1").mkdir(parents=True)
-    with serve(tmp_path) as server, grpc.insecure_channel(server.address) as channel:
+    with serve(tmp_path, "--transport", transport) as server, grpc.insecure_channel(server.address) as channel:
         assert server.lines[-1]["event"] == "not_ready"
         assert server.lines[-1]["unavailable"] == ["broken"]
         stub = health_pb2_grpc.HealthStub(channel)
@@ -250,8 +259,8 @@ def test_no_model_at_all_is_live_and_not_ready(tmp_path: Path) -> None:
         assert not pb.ServerReadyResponse.FromString(ready).ready
 
 
-def test_a_required_model_decides_readiness(repository: Path) -> None:
-    with serve(repository, "--required-model", "corrupt") as server:
+def test_a_required_model_decides_readiness(repository: Path, transport: str) -> None:
+    with serve(repository, "--transport", transport, "--required-model", "corrupt") as server:
         assert server.lines[-1]["event"] == "not_ready"
 
 
@@ -298,8 +307,8 @@ def test_tls(repository: Path, certificates: Path, mutual: bool) -> None:
                 assert failure(channel, slow_request(1)).code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_two_servers_do_not_share_a_port(server: ServerProcess, repository: Path) -> None:
-    second = ServerProcess(repository, "--grpc-port", server.address.rpartition(":")[2])
+def test_two_servers_do_not_share_a_port(server: ServerProcess, repository: Path, transport: str) -> None:
+    second = ServerProcess(repository, "--transport", transport, "--grpc-port", server.address.rpartition(":")[2])
     assert second.wait() == 2
     assert any("cannot listen" in line for line in second.other_output)
 

@@ -120,9 +120,9 @@ def test_many_in_flight_and_in_order_awaiting(server: ServerProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def narrow(repository: Path) -> Iterator[ServerProcess]:
+def narrow(repository: Path, transport: str) -> Iterator[ServerProcess]:
     """A server whose queue takes one request."""
-    with serve(repository, "--max-batch-size", "8", "--max-queue-size", "1") as running:
+    with serve(repository, "--transport", transport, "--max-batch-size", "8", "--max-queue-size", "1") as running:
         yield running
 
 

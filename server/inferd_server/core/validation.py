@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
-
-from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import InvalidRequest
 from inferd_server.repository.model_config import ModelConfig, why_not_batchable
-from inferd_server.request import NamedTensor, RequestedOutput
+from inferd_server.request import RequestedOutput, TensorForm
 from inferd_server.runtime.backend import Signature, TensorSpec
+from inferd_server.scheduling.work import Layout
 
 
 class Arranged(NamedTuple):
-    """Arrays in the model's input order, their rows, and the key that says which requests may share a batch."""
+    """Where in the request the model's inputs are, in the model's order; their rows; and what they look like."""
 
-    inputs: Sequence[Tensor]
+    order: tuple[int, ...]
     rows: int
-    key: Hashable
+    layout: Layout
 
 
 class Selection(NamedTuple):
@@ -28,27 +27,24 @@ class Selection(NamedTuple):
     classification: int
 
 
-def arrange(signature: Signature, config: ModelConfig, inputs: Sequence[NamedTensor]) -> Arranged:
-    """Checks names, datatypes and shapes, and puts the inputs into the model's order.
+def arrange(signature: Signature, config: ModelConfig, inputs: Sequence[TensorForm]) -> Arranged:
+    """Checks names, datatypes and shapes, and finds the model's order of the inputs.
 
     Raises InvalidRequest.
     """
-    by_name = {tensor.name: tensor for tensor in inputs}
-    if len(by_name) != len(inputs) or len(by_name) != len(signature.inputs):
-        _check_names(signature, inputs)
-    arrays: list[Tensor] = []
-    key: list[tuple[int, ...]] = []
+    _check_names(signature, inputs)
+    places = {tensor.name: place for place, tensor in enumerate(inputs)}
+    order: list[int] = []
+    row_shapes: list[tuple[int, ...]] = []
     rows = None
     for spec in signature.inputs:
-        tensor = by_name.get(spec.name)
-        if tensor is None:
-            _check_names(signature, inputs)
-            raise AssertionError("unreachable: a missing input has a name")
+        place = places[spec.name]
+        tensor = inputs[place]
         if tensor.datatype is not spec.datatype:
             raise InvalidRequest(
                 f"input '{spec.name}' is expected to be {spec.datatype.name}, got {tensor.datatype.name}"
             )
-        shape = tensor.array.shape
+        shape = tensor.shape
         if not _fits(spec, shape):
             raise InvalidRequest(_shape_error(signature, spec, shape))
         if config.batched:
@@ -60,35 +56,37 @@ def arrange(signature: Signature, config: ModelConfig, inputs: Sequence[NamedTen
                     "expected as many in each"
                 )
             shape = shape[1:]
-        arrays.append(tensor.array)
-        key.append(shape)
+        order.append(place)
+        row_shapes.append(shape)
+    dtypes = [spec.datatype.numpy for spec in signature.inputs]
+    layout = Layout.of(dtypes, row_shapes, batched=config.batched)
     if not config.batched:
-        return Arranged(arrays, 1, tuple(key))
+        return Arranged(tuple(order), 1, layout)
     rows = rows or 0
     if rows > config.max_request_rows:
         raise InvalidRequest(
             f"the batch has {rows} rows, expected at most {config.max_request_rows}: send it in several requests"
         )
-    return Arranged(arrays, rows, tuple(key))
+    return Arranged(tuple(order), rows, layout)
 
 
-def select(signature: Signature, outputs: Sequence[RequestedOutput]) -> Sequence[Selection]:
+def select(signature: Signature, outputs: Sequence[RequestedOutput]) -> tuple[Selection, ...]:
     """The outputs to answer, in the order asked; every output, in the model's order, where none is named.
 
     Raises InvalidRequest.
     """
     if not outputs:
-        return [Selection(index, 0) for index in range(len(signature.outputs))]
+        return tuple(Selection(index, 0) for index in range(len(signature.outputs)))
     places = {spec.name: index for index, spec in enumerate(signature.outputs)}
     for output in outputs:
         if output.name not in places:
             raise InvalidRequest(f"output '{output.name}' is unknown: the model has {sorted(places)}")
     if len({output.name for output in outputs}) != len(outputs):
         raise InvalidRequest(f"an output is asked for twice: {[output.name for output in outputs]}")
-    return [Selection(places[output.name], output.classification) for output in outputs]
+    return tuple(Selection(places[output.name], output.classification) for output in outputs)
 
 
-def _check_names(signature: Signature, inputs: Sequence[NamedTensor]) -> None:
+def _check_names(signature: Signature, inputs: Sequence[TensorForm]) -> None:
     """Raises InvalidRequest for the first input that is unknown, named twice or missing."""
     expected = [spec.name for spec in signature.inputs]
     seen: set[str] = set()
@@ -104,13 +102,9 @@ def _check_names(signature: Signature, inputs: Sequence[NamedTensor]) -> None:
 
 
 def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
-    if len(shape) != len(spec.shape):
-        return False
-    # A plain loop: half the time of all() over a generator, on every request.
-    for dim, size in zip(spec.shape, shape, strict=True):  # noqa: SIM110
-        if dim != size and isinstance(dim, int):
-            return False
-    return True
+    return len(shape) == len(spec.shape) and all(
+        dim == size or not isinstance(dim, int) for dim, size in zip(spec.shape, shape, strict=True)
+    )
 
 
 def _shape_error(signature: Signature, spec: TensorSpec, shape: tuple[int, ...]) -> str:

@@ -18,9 +18,8 @@ from inferd_protocol import grpc_service_pb2, model_config_pb2
 from inferd_protocol.methods import METHODS, SERVICE, Method
 
 from inferd_server.config import ServerConfig
-from inferd_server.core.inference import InferenceCore
 from inferd_server.errors import ConfigurationError, NotBuilt
-from inferd_server.frontend import infer
+from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.services import Handler, Services
 from inferd_server.frontend.status import Status, status_of
 
@@ -32,13 +31,20 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class GrpcServer:
-    """Listens from `start` on, says NOT_SERVING until `set_serving`, and again from `drain` on."""
+    """Listens from `start` on, says NOT_SERVING until `set_serving`, and again from `drain` on.
 
-    def __init__(self, config: ServerConfig, core: InferenceCore, services: Services) -> None:
+    On `listen_on`, without TLS, where that is given, else where the configuration says.
+    Raises ConfigurationError where it cannot listen there.
+    """
+
+    def __init__(
+        self, config: ServerConfig, endpoint: InferEndpoint, services: Services, listen_on: str | None = None
+    ) -> None:
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.grpc_max_message_size),
                 ("grpc.max_send_message_length", config.grpc_max_message_size),
+                ("grpc.max_concurrent_streams", config.grpc_max_concurrent_streams),
                 # Without it a second server on the same port would start, and get half of the calls.
                 ("grpc.so_reuseport", 0),
                 # Clients that ping to find dead peers are no attackers: gRPC's own bound is five minutes.
@@ -50,12 +56,12 @@ class GrpcServer:
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, pool=_reflection_pool())
         handlers = {name: _unary(METHODS[name], handler) for name, handler in services.handlers().items()}
-        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(_InferEndpoint(core).call)
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(_Infer(endpoint).call)
         for name, method in METHODS.items():
             if name not in handlers:
                 handlers[name] = _not_built(method)
         self._server.add_registered_method_handlers(SERVICE, handlers)
-        self.address = self._bind(config)
+        self.address = self._bind(config, listen_on)
 
     async def start(self) -> None:
         """Accepts calls: the server is live, and not yet ready."""
@@ -78,30 +84,36 @@ class GrpcServer:
         for name in _HEALTH_NAMES:
             await self._health.set(name, status)
 
-    def _bind(self, config: ServerConfig) -> str:
-        host = f"[{config.grpc_address}]" if ":" in config.grpc_address else config.grpc_address
-        address = f"{host}:{config.grpc_port}"
+    def _bind(self, config: ServerConfig, listen_on: str | None) -> str:
+        address = listen_on or target(config)
         try:
-            if config.grpc_use_ssl:
+            if config.grpc_use_ssl and not listen_on:
                 port = self._server.add_secure_port(address, _credentials(config))
             else:
                 port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigurationError(
-                f"cannot listen on {address}: is the port taken, the address one of this machine's?"
-            ) from error
-        return f"{host}:{port}"
+            raise taken(address) from error
+        return listen_on or f"{address.rpartition(':')[0]}:{port}"
 
 
-class _AioCall:
+def target(config: ServerConfig) -> str:
+    """The address to listen on, as gRPC writes it: host:port, IPv6 in brackets."""
+    host = f"[{config.grpc_address}]" if ":" in config.grpc_address else config.grpc_address
+    return f"{host}:{config.grpc_port}"
+
+
+def taken(address: str) -> ConfigurationError:
+    """Says that nobody can listen on an address."""
+    return ConfigurationError(f"cannot listen on {address}: is the port taken, the address one of this machine's?")
+
+
+class _AioCall(Call):
     """A call on the event loop. Answers come from other threads and are brought home by `_Homecoming`."""
 
-    __slots__ = ("_gone", "_homecoming", "_outcome", "deadline_ns", "message")
+    __slots__ = ("_gone", "_homecoming", "_outcome")
 
-    def __init__(self, message: bytes, context: Context, homecoming: _Homecoming) -> None:
-        self.message = message
-        remaining: float | None = context.time_remaining()
-        self.deadline_ns: int | None = None if remaining is None else time.monotonic_ns() + int(remaining * 1e9)
+    def __init__(self, deadline_ns: int | None, homecoming: _Homecoming) -> None:
+        super().__init__(deadline_ns)
         self._gone = False
         self._homecoming = homecoming
         self._outcome: asyncio.Future[bytes | Status] = homecoming.loop.create_future()
@@ -112,7 +124,7 @@ class _AioCall:
     def respond(self, message: bytes) -> None:
         self._homecoming.bring(self._outcome, message)
 
-    def fail(self, status: Status) -> None:
+    def end(self, status: Status) -> None:
         self._homecoming.bring(self._outcome, status)
 
     async def outcome(self) -> bytes | Status:
@@ -147,18 +159,22 @@ class _Homecoming:
                 future.set_result(outcome)
 
 
-class _InferEndpoint:
+class _Infer:
     """ModelInfer as grpcio calls it: bytes in, bytes out."""
 
-    def __init__(self, core: InferenceCore) -> None:
-        self._core = core
+    def __init__(self, endpoint: InferEndpoint) -> None:
+        self._endpoint = endpoint
         self._homecoming: _Homecoming | None = None
 
     async def call(self, message: bytes, context: Context) -> bytes:
         if self._homecoming is None:
             self._homecoming = _Homecoming(asyncio.get_running_loop())
-        call = _AioCall(message, context, self._homecoming)
-        infer.handle(call, self._core)
+        now_ns = time.monotonic_ns()
+        remaining: float | None = context.time_remaining()
+        call = _AioCall(None if remaining is None else now_ns + int(remaining * 1e9), self._homecoming)
+        batcher = self._endpoint.accept(message, call, now_ns)
+        if batcher is not None:
+            batcher.start()
         outcome = await call.outcome()
         if isinstance(outcome, Status):
             await _abort(context, outcome)

@@ -2,59 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from inferd_protocol.tensors import Tensor
 
 from inferd_server.core.inference import InferenceCore
 from inferd_server.errors import ServerError
-from inferd_server.frontend.codec import decode_request, encode_answer
+from inferd_server.frontend.codec import encode_answer
+from inferd_server.frontend.decoder import RequestDecoder
 from inferd_server.frontend.status import Status, status_of
-from inferd_server.request import InferenceAnswer
+from inferd_server.request import AnswerForm
+from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 
 
-class Call(Protocol):
-    """A unary call as a transport hands it over. Answered once, from any thread."""
+class Call(ABC):
+    """A unary call as a transport hands it over: the reply to its request. Answered once, from any thread."""
 
-    message: bytes
-    deadline_ns: int | None
-    """On `time.monotonic_ns`'s clock; None where the caller set none."""
+    __slots__ = ("deadline_ns", "request_id")
 
+    def __init__(self, deadline_ns: int | None) -> None:
+        self.deadline_ns = deadline_ns
+        self.request_id = ""
+
+    @abstractmethod
     def cancelled(self) -> bool:
         """Whether the caller has gone."""
 
+    @abstractmethod
     def respond(self, message: bytes) -> None:
         """Answers with the bytes of the response message."""
 
-    def fail(self, status: Status) -> None:
+    @abstractmethod
+    def end(self, status: Status) -> None:
         """Ends the call with a status."""
 
-
-def handle(call: Call, core: InferenceCore) -> None:
-    """Starts a ModelInfer call, or ends it where it is refused."""
-    try:
-        core.infer(decode_request(call.message), _CallReply(call))
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong, the caller gets a status
-        call.fail(status_of(error))
-
-
-class _CallReply:
-    """The reply that encodes the answer and hands it to the transport."""
-
-    __slots__ = ("_call", "deadline_ns")
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self.deadline_ns = call.deadline_ns
-
-    def cancelled(self) -> bool:
-        return self._call.cancelled()
-
-    def send(self, answer: InferenceAnswer) -> None:
+    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> None:
+        """Encodes the answer and responds with it."""
         try:
-            message = encode_answer(answer)
+            message = encode_answer(form, self.request_id, outputs)
         except Exception as error:  # noqa: BLE001 - an answer that cannot be encoded must not take the batch along
-            self._call.fail(status_of(error))
+            self.end(status_of(error))
             return
-        self._call.respond(message)
+        self.respond(message)
 
     def fail(self, error: ServerError) -> None:
-        self._call.fail(status_of(error))
+        """Ends the call with the status of an error."""
+        self.end(status_of(error))
+
+
+class InferEndpoint:
+    """What every transport gives its ModelInfer calls to."""
+
+    def __init__(self, core: InferenceCore) -> None:
+        self._core = core
+        self._decoder = RequestDecoder()
+
+    def accept(self, message: bytes, call: Call, now_ns: int) -> DynamicBatcher | None:
+        """Takes a call over, whose answer comes later and from another thread, or at once.
+
+        Returns the batcher that is to be started for it, None where the call is complete.
+        """
+        try:
+            request = self._decoder.decode(message)
+            call.request_id = request.id
+            return self._core.accept(request, call, now_ns)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the caller gets a status
+            call.end(status_of(error))
+            return None

@@ -12,6 +12,7 @@ from inferd_server.errors import (
     DeadlineExceeded,
     InvalidRequest,
     MalformedMessage,
+    MessageTooLarge,
     ModelNotFound,
     NotBuilt,
     RuntimeFailure,
@@ -24,6 +25,7 @@ _LOG = logging.getLogger(__name__)
 _CODES: dict[type[ServerError], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     MalformedMessage: grpc.StatusCode.INTERNAL,
+    MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -41,6 +41,7 @@ def load(
         name=f"{name}/{version}",
         max_batch_size=config.max_batch_size,
         instances=config.instances,
+        max_queue_delay_ns=config.max_queue_delay_microseconds * 1000,
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
     )
     return Servable(name, version, backend.platform, config, labels, model, batcher)

@@ -39,6 +39,8 @@ class RepositoryManager:
         self._load = functools.partial(loader.load, backend=backend, server=config)
         self._models = {name: ModelEntry(failure="it is loading") for name in self._directories}
         self._loaded = False
+        self.generation = 0
+        """Grows with every change of what `find` answers."""
 
     @property
     def models(self) -> Mapping[str, ModelEntry]:
@@ -77,12 +79,17 @@ class RepositoryManager:
                 raise LoadError("it has no version folder")
         except LoadError as error:
             _LOG.error("model '%s' is unavailable: %s", directory.name, error)
-            self._models[directory.name] = ModelEntry(failure=str(error))
+            self._put(directory.name, ModelEntry(failure=str(error)))
             return
-        self._models[directory.name] = ModelEntry({version: VersionEntry(State.LOADING) for version in versions})
+        self._put(directory.name, ModelEntry({version: VersionEntry(State.LOADING) for version in versions}))
         for version in versions:
             entry = self._load_version(directory.path, directory.name, version, declared)
-            self._models[directory.name] = self._models[directory.name].with_version(version, entry)
+            self._put(directory.name, self._models[directory.name].with_version(version, entry))
+
+    def _put(self, name: str, model: ModelEntry) -> None:
+        self._models[name] = model
+        # After the entry: whoever sees the new generation sees the entry too.
+        self.generation += 1
 
     def _load_version(self, folder: Path, name: str, version: int, declared: DeclaredConfig) -> VersionEntry:
         began = time.monotonic()

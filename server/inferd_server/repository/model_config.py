@@ -49,6 +49,7 @@ class ModelConfig:
     max_request_rows: int
     max_queue_size: int
     max_queue_bytes: int
+    max_queue_delay_microseconds: int
     instances: int
 
     @property
@@ -111,6 +112,7 @@ def resolve(signature: Signature, batchable: bool, declared: DeclaredConfig, ser
         max_request_rows=server.max_request_rows,
         max_queue_size=server.max_queue_size,
         max_queue_bytes=server.max_queue_bytes,
+        max_queue_delay_microseconds=server.max_queue_delay_microseconds,
         instances=server.instances,
     )
 

@@ -8,40 +8,39 @@ import numpy as np
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import RuntimeFailure, ServerError
-from inferd_server.scheduling.work import Slice
+from inferd_server.request import Content
+from inferd_server.scheduling.work import Layout, Slice
 
 
-def gather(slices: Sequence[Slice]) -> Sequence[Tensor]:
+def gather(slices: Sequence[Slice], rows: int) -> list[Tensor]:
     """The inputs of a run: views of the one request where it is alone, one copy of each row where there are several."""
+    first, start, stop = slices[0]
+    layout = first.layout
     if len(slices) == 1:
-        work, start, stop = slices[0]
-        return work.inputs if work.assembly is None else [array[start:stop] for array in work.inputs]
-    columns = zip(*(work.inputs for work, _, _ in slices), strict=True)
+        arrays = [layout.array(index, content, first.rows) for index, content in enumerate(first.contents)]
+        return arrays if first.assembly is None else [array[start:stop] for array in arrays]
     return [
-        np.concatenate([array[start:stop] for array, (_, start, stop) in zip(column, slices, strict=True)])
-        for column in columns
+        _join(layout, index, [_rows(index, piece) for piece in slices], rows) for index in range(len(first.contents))
     ]
 
 
 def scatter(slices: Sequence[Slice], outputs: Sequence[Tensor]) -> None:
-    """Gives each request its rows of the outputs, as views, and completes those that have all of theirs."""
+    """Gives each request its rows of the outputs, as views, and answers those that have all of theirs."""
     if len(slices) == 1:
         _give(slices[0], outputs)
         return
     row = 0
     for piece in slices:
-        end = row + piece.stop - piece.start
+        end = row + piece[2] - piece[1]
         _give(piece, [array[row:end] for array in outputs])
         row = end
 
 
 def fail(slices: Sequence[Slice], error: ServerError) -> None:
     """Fails the requests of a batch."""
-    for piece in slices:
-        if piece.work.assembly is None:
-            piece.work.completion.fail(error)
-        else:
-            piece.work.assembly.fail(piece, error)
+    for work, _, _ in slices:
+        if work.assembly is None or work.assembly.fail():
+            work.reply.fail(error)
 
 
 def check_rows(names: Sequence[str], outputs: Sequence[Tensor], rows: int) -> None:
@@ -56,8 +55,24 @@ def check_rows(names: Sequence[str], outputs: Sequence[Tensor], rows: int) -> No
             )
 
 
+def _rows(index: int, piece: Slice) -> Content:
+    work, start, stop = piece
+    content = work.contents[index]
+    return content if work.assembly is None else work.layout.array(index, content, work.rows)[start:stop]
+
+
+def _join(layout: Layout, index: int, parts: list[Content], rows: int) -> Tensor:
+    if layout.dtypes[index].hasobject:
+        return np.concatenate([part for part in parts if isinstance(part, np.ndarray)])
+    # Half the time of making an array of each part for numpy to concatenate, and still one copy.
+    return layout.array(
+        index, memoryview(b"".join([part.data if isinstance(part, np.ndarray) else part for part in parts])), rows
+    )
+
+
 def _give(piece: Slice, outputs: Sequence[Tensor]) -> None:
-    if piece.work.assembly is None:
-        piece.work.completion.send(outputs)
+    work = piece[0]
+    if work.assembly is None:
+        work.finish(work.reply, outputs)
     else:
-        piece.work.assembly.add(piece, outputs)
+        work.assembly.add(piece, outputs)

@@ -1,7 +1,10 @@
 """Forms batches of the requests that wait while the last batch runs.
 
-No timer: an idle instance takes what is there at once, and under load the run itself is the time in which the next
-batch gathers. So a lone request waits for nothing, and batches grow with the load.
+No timer unless the model asks for one: an idle instance takes what is there at once, and under load the run itself is
+the time in which the next batch gathers. So a lone request waits for nothing, and batches grow with the load.
+
+An instance is a permit to run one batch at a time. A thread of the batcher's own holds it, woken by `start`; or the
+thread that brought the requests does, in `run_here`, which saves a lone request the hand-over to another thread.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ class DynamicBatcher:
     """Owns the queue of one model version and the instances that empty it.
 
     `max_batch_size` is rows a run, 0 for a model without a batch axis. `instances` batches run at the same time.
+    `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class DynamicBatcher:
         max_batch_size: int,
         instances: int,
         queue: RequestQueue,
+        max_queue_delay_ns: int = 0,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._model = model
@@ -45,19 +50,19 @@ class DynamicBatcher:
         self._batched = max_batch_size > 0
         self._max_rows = max(1, max_batch_size)
         self._queue = queue
+        self._delay_ns = max_queue_delay_ns if self._batched else 0
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._work_or_close = threading.Condition(self._lock)
+        self._all_idle = threading.Condition(self._lock)
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run_instance, name=f"{name}-{number}", daemon=True)
-            for number in range(instances)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._instances = instances
+        self._idle = instances
+        for number in range(instances):
+            threading.Thread(target=self._run_instance, name=f"{name}-{number}", daemon=True).start()
 
     def enqueue(self, work: Work) -> None:
-        """Takes a request over: from here on the batcher completes it.
+        """Takes a request over: from here on the batcher completes it, once `start` or `run_here` is called.
 
         Raises QueueFull and Closed, and then the request is still the caller's.
         """
@@ -65,43 +70,92 @@ class DynamicBatcher:
             if self._closed:
                 raise Closed
             self._queue.push(work)
-            self._work_or_close.notify()
+
+    def start(self) -> None:
+        """Wakes an idle instance for what is enqueued; where all run, they find it when they are done."""
+        if self._idle:
+            with self._lock:
+                self._work_or_close.notify()
+
+    @property
+    def can_run_here(self) -> bool:
+        """Whether `run_here` has something to gain: an instance idles, and batches wait for nothing."""
+        return self._idle > 0 and not self._delay_ns
+
+    def run_here(self) -> None:
+        """Runs what is enqueued in the calling thread, until nothing is left; returns at once where no instance idles.
+
+        What arrives meanwhile is run too: only a thread that others can do without may call this.
+        """
+        self._run_batches()
 
     def close(self, timeout: float) -> None:
         """Takes no more requests, finishes those it has, and ends the instances.
 
         What has not begun to run after `timeout` seconds is failed with Draining.
         """
-        ends = time.monotonic() + timeout
         with self._lock:
             self._closed = True
             self._work_or_close.notify_all()
-        for thread in self._threads:
-            thread.join(max(0.0, ends - time.monotonic()))
-        with self._lock:
+            self._all_idle.wait_for(lambda: self._idle == self._instances and not len(self._queue), timeout)
             left = self._queue.take_all()
         for work in left:
-            batch.fail([Slice(work, work.next_row, work.rows)], Draining())
+            batch.fail([(work, work.next_row, work.rows)], Draining())
 
     def _run_instance(self) -> None:
-        while (pick := self._next_pick()) is not None:
+        while self._wait_for_work():
+            self._run_batches()
+
+    def _wait_for_work(self) -> bool:
+        """Waits until a batch is due and an instance idles. False once the batcher is closed and its queue empty."""
+        with self._lock:
+            while True:
+                wait: float | None = None
+                if len(self._queue) and self._idle:
+                    wait = self._seconds_until_due()
+                    if not wait:
+                        return True
+                elif self._closed and not len(self._queue):
+                    return False
+                self._work_or_close.wait(wait)
+
+    def _seconds_until_due(self) -> float:
+        """0 where the next batch is to run now."""
+        if not self._delay_ns or self._closed:
+            return 0.0
+        return max(0, self._queue.due_ns(self._max_rows, self._delay_ns) - self._clock_ns()) / 1e9
+
+    def _run_batches(self) -> None:
+        """Holds an instance while batches are due."""
+        with self._lock:
+            if not self._idle or not len(self._queue):
+                return
+            self._idle -= 1
+            pick: Pick | None = self._pick()
+        while pick is not None:
             for work, death in pick.dead:
                 _bury(work, death)
             if pick.slices:
                 self._execute(pick.slices, pick.rows)
+            with self._lock:
+                if len(self._queue) and not self._seconds_until_due():
+                    pick = self._pick()
+                else:
+                    pick = None
+                    self._idle += 1
+                    if self._closed or len(self._queue):
+                        self._work_or_close.notify_all()
+                        self._all_idle.notify_all()
 
-    def _next_pick(self) -> Pick | None:
-        """Waits for requests; None once the batcher is closed and its queue empty."""
-        with self._lock:
-            while not len(self._queue):
-                if self._closed:
-                    return None
-                self._work_or_close.wait()
-            return self._queue.pick(self._clock_ns(), self._max_rows)
+    def _pick(self) -> Pick:
+        pick = self._queue.pick(self._clock_ns(), self._max_rows)
+        if self._idle and len(self._queue):
+            self._work_or_close.notify()
+        return pick
 
     def _execute(self, slices: Sequence[Slice], rows: int) -> None:
         try:
-            outputs = self._model.run(batch.gather(slices))
+            outputs = self._model.run(batch.gather(slices, rows))
             if self._batched:
                 batch.check_rows(self._output_names, outputs, rows)
         except Exception as error:  # noqa: BLE001 - an instance outlives any failure of a run
@@ -113,7 +167,7 @@ class DynamicBatcher:
         if len(slices) > 1:
             # One caller's input must not fail the others': each gets a run of its own.
             for piece in slices:
-                self._execute([piece], piece.stop - piece.start)
+                self._execute([piece], piece[2] - piece[1])
             return
         if not isinstance(error, ServerError):
             _LOG.exception("a batch failed", exc_info=error)
@@ -124,6 +178,6 @@ class DynamicBatcher:
 def _bury(work: Work, death: Death) -> None:
     """Tells the caller of a dead request, where there is one who does not know."""
     if death is Death.DEADLINE:
-        work.completion.fail(DeadlineExceeded())
+        work.reply.fail(DeadlineExceeded())
     elif death is Death.TIMEOUT:
-        work.completion.fail(QueueTimeout())
+        work.reply.fail(QueueTimeout())

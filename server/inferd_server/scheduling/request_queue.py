@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -30,7 +29,7 @@ class Pick:
 
 
 class RequestQueue:
-    """First come, first served; requests of equal key run together.
+    """First come, first served; requests of equal layout run together.
 
     `max_size` counts requests, `max_bytes` the messages they came in. A request that finds the queue empty is always
     taken, so that one request larger than `max_bytes` can still be served.
@@ -39,7 +38,7 @@ class RequestQueue:
     def __init__(self, max_size: int, max_bytes: int) -> None:
         self._max_size = max_size
         self._max_bytes = max_bytes
-        self._by_key: dict[Hashable, deque[Work]] = {}
+        self._by_key: dict[str, deque[Work]] = {}
         self._arrivals = 0
         self._bytes = 0
         self._size = 0
@@ -58,14 +57,15 @@ class RequestQueue:
         work.sequence = self._arrivals
         self._bytes += nbytes
         self._size += 1
-        waiting = self._by_key.get(work.key)
+        key = work.layout.key
+        waiting = self._by_key.get(key)
         if waiting is None:
-            self._by_key[work.key] = deque((work,))
+            self._by_key[key] = deque((work,))
         else:
             waiting.append(work)
 
     def pick(self, now_ns: int, max_rows: int) -> Pick:
-        """Takes out up to `max_rows` rows of the key whose first request came first.
+        """Takes out up to `max_rows` rows of the layout whose first request came first.
 
         A request that fits into a batch is never split. One that is larger than `max_rows` gives a part of itself and
         stays at the head for the next pick.
@@ -87,7 +87,7 @@ class RequestQueue:
                 taken = min(left, room)
                 if taken < left and work.assembly is None:
                     work.assembly = Assembly(work.rows)
-                pick.slices.append(Slice(work, work.next_row, work.next_row + taken))
+                pick.slices.append((work, work.next_row, work.next_row + taken))
                 pick.rows += taken
                 work.next_row += taken
                 if work.next_row == work.rows:
@@ -96,6 +96,19 @@ class RequestQueue:
                 del self._by_key[key]
         return pick
 
+    def due_ns(self, max_rows: int, delay_ns: int) -> int:
+        """When the next batch is to run, on the clock of `arrived_ns`, where requests wait up to `delay_ns` for others.
+
+        0, which is in the past, where a batch is full. The queue must not be empty.
+        """
+        waiting = self._by_key[self._oldest_key()]
+        rows = 0
+        for work in waiting:
+            rows += work.rows - work.next_row
+            if rows >= max_rows or work.assembly is not None:
+                return 0
+        return waiting[0].arrived_ns + delay_ns
+
     def take_all(self) -> list[Work]:
         """Empties the queue."""
         works = [work for waiting in self._by_key.values() for work in waiting]
@@ -103,7 +116,7 @@ class RequestQueue:
         self._bytes = self._size = 0
         return works
 
-    def _oldest_key(self) -> Hashable:
+    def _oldest_key(self) -> str:
         if len(self._by_key) == 1:
             return next(iter(self._by_key))
         return min(self._by_key, key=lambda key: self._by_key[key][0].sequence)
@@ -116,12 +129,12 @@ class RequestQueue:
 
 def _death(work: Work, now_ns: int) -> Death | None:
     """Why a request is not worth running, None if it is."""
-    if work.completion.cancelled():
+    if work.reply.cancelled():
         return Death.CANCELLED
     if work.assembly is not None:
         # It has begun to run, and so has left the queue as far as its queue timeout goes.
         return Death.FAILED if work.assembly.failed else None
-    if work.completion.deadline_ns is not None and work.completion.deadline_ns <= now_ns:
+    if work.reply.deadline_ns is not None and work.reply.deadline_ns <= now_ns:
         return Death.DEADLINE
     if work.expires_ns is not None and work.expires_ns <= now_ns:
         return Death.TIMEOUT

@@ -1,63 +1,107 @@
-"""A request as the schedulers see it: arrays, rows, and where the outputs go."""
+"""A request as the schedulers see it: contents, rows, and where the outputs go."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from inferd_protocol.tensors import Tensor
 
-from inferd_server.errors import RuntimeFailure, ServerError
+from inferd_server.errors import RuntimeFailure
+from inferd_server.request import Content, Reply
+
+Finish: TypeAlias = Callable[[Reply, Sequence[Tensor]], None]
+"""Answers a request with the outputs of its rows, in the model's order; the arrays are read before it returns."""
 
 
-class Completion(Protocol):
-    """Where the outputs of a `Work` go. Completed once, from any thread."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """What requests have in common that may share a batch: for each input the dtype and the shape of one row.
 
-    deadline_ns: int | None
-    """When its caller stops waiting, on `time.monotonic_ns`'s clock; None for never."""
-
-    def cancelled(self) -> bool:
-        """Whether nobody waits for the outputs."""
-
-    def send(self, outputs: Sequence[Tensor]) -> None:
-        """Takes the outputs, in the model's order."""
-
-    def fail(self, error: ServerError) -> None:
-        """Takes the reason why there are none."""
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """A request: `inputs` in the model's order, each with `rows` rows.
-
-    Requests of equal `key` may share a batch. A request to a model without a batch axis is one row.
+    A request to a model without a batch axis is one row: `batched` is False, and the shape of a row is the tensor's.
     """
 
-    inputs: Sequence[Tensor]
-    rows: int
-    key: Hashable
-    completion: Completion
-    expires_ns: int | None = None
-    """When the request's own queue timeout ends, on `time.monotonic_ns`'s clock."""
-    nbytes: int = 0
-    """What the request holds in memory while it waits, bytes."""
-    sequence: int = field(default=0, init=False)
-    """The order of arrival, set by the queue."""
-    next_row: int = field(default=0, init=False)
-    """The first row that is not yet in a batch."""
-    assembly: Assembly | None = field(default=None, init=False)
-    """The outputs so far, where the request is split over several batches."""
+    dtypes: tuple[np.dtype[np.generic], ...]
+    row_shapes: tuple[tuple[int, ...], ...]
+    batched: bool
+    key: str
+    """Equal for equal layouts. A string, because a string hashes once in its life."""
+
+    @classmethod
+    def of(
+        cls, dtypes: Sequence[np.dtype[np.generic]], row_shapes: Sequence[tuple[int, ...]], *, batched: bool
+    ) -> Layout:
+        """A layout with its key."""
+        # The dtypes are the model's: within one queue only shapes differ.
+        return cls(tuple(dtypes), tuple(row_shapes), batched, str(row_shapes))
+
+    def array(self, index: int, content: Content, rows: int) -> Tensor:
+        """The content of input `index` as an array of `rows` rows: a view where the elements are aligned."""
+        if isinstance(content, np.ndarray):
+            return content
+        row_shape = self.row_shapes[index]
+        shape = (rows, *row_shape) if self.batched else row_shape
+        if not len(content):
+            return np.empty(shape, self.dtypes[index])
+        array = np.frombuffer(content, self.dtypes[index]).reshape(shape)
+        # Within a message a tensor begins anywhere, and C++ may read a float only where a float may be.
+        return array if array.flags.aligned else array.copy()
 
 
-class Slice(NamedTuple):
-    """Rows `start` to `stop` of a request."""
+class Work:
+    """A request: a content for each of the model's inputs, of `rows` rows in all, and the reply to it.
 
-    work: Work
-    start: int
-    stop: int
+    Requests of equal `layout.key` may share a batch.
+    """
+
+    __slots__ = (
+        "arrived_ns",
+        "assembly",
+        "contents",
+        "expires_ns",
+        "finish",
+        "layout",
+        "nbytes",
+        "next_row",
+        "reply",
+        "rows",
+        "sequence",
+    )
+
+    def __init__(
+        self,
+        contents: Sequence[Content],
+        rows: int,
+        layout: Layout,
+        reply: Reply,
+        finish: Finish,
+        arrived_ns: int = 0,
+        expires_ns: int | None = None,
+        nbytes: int = 0,
+    ) -> None:
+        self.contents = contents
+        self.rows = rows
+        self.layout = layout
+        self.reply = reply
+        self.finish = finish
+        self.arrived_ns = arrived_ns
+        """On `time.monotonic_ns`'s clock, as is `expires_ns`: when the request's own queue timeout ends."""
+        self.expires_ns = expires_ns
+        self.nbytes = nbytes
+        """What the request holds in memory while it waits, bytes."""
+        self.sequence = 0
+        """The order of arrival, set by the queue."""
+        self.next_row = 0
+        """The first row that is not yet in a batch."""
+        self.assembly: Assembly | None = None
+        """The outputs so far, where the request is split over several batches."""
+
+
+Slice: TypeAlias = tuple[Work, int, int]
+"""Rows `start` to `stop` of a request."""
 
 
 class Assembly:
@@ -71,7 +115,8 @@ class Assembly:
         self._lock = threading.Lock()
 
     def add(self, piece: Slice, outputs: Sequence[Tensor]) -> None:
-        """Copies the outputs of `piece` to their place; completes the request with the last of them."""
+        """Copies the outputs of `piece` to their place; answers the request with the last of them."""
+        work, start, stop = piece
         with self._lock:
             if self.failed:
                 return
@@ -80,19 +125,18 @@ class Assembly:
             fits = all(part.shape[1:] == whole.shape[1:] for whole, part in zip(self._outputs, outputs, strict=True))
             if fits:
                 for whole, part in zip(self._outputs, outputs, strict=True):
-                    whole[piece.start : piece.stop] = part
-                self._missing -= piece.stop - piece.start
+                    whole[start:stop] = part
+                self._missing -= stop - start
             done = self._missing == 0
         if not fits:
-            self.fail(
-                piece, RuntimeFailure("batches of a split request gave outputs of different shapes: send fewer rows")
-            )
+            error = RuntimeFailure("batches of a split request gave outputs of different shapes: send fewer rows")
+            if self.fail():
+                work.reply.fail(error)
         elif done:
-            piece.work.completion.send(self._outputs)
+            work.finish(work.reply, self._outputs)
 
-    def fail(self, piece: Slice, error: ServerError) -> None:
-        """Fails the request, unless a batch before this one has."""
+    def fail(self) -> bool:
+        """Gives the request up. Whether it was not given up before, so that its caller is still to be told."""
         with self._lock:
             first, self.failed = not self.failed, True
-        if first:
-            piece.work.completion.fail(error)
+        return first

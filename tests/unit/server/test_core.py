@@ -14,10 +14,10 @@ from inferd_server import errors
 from inferd_server.core.classification import classify
 from inferd_server.core.validation import arrange, select
 from inferd_server.errors import InvalidRequest, MalformedMessage, NotBuilt, ServerError
-from inferd_server.frontend.codec import decode_request, encode_answer
+from inferd_server.frontend.codec import decode_message, encode_answer
 from inferd_server.frontend.status import status_of
 from inferd_server.repository.model_config import ModelConfig
-from inferd_server.request import InferenceAnswer, NamedTensor, RequestedOutput
+from inferd_server.request import AnswerForm, RequestedOutput, TensorForm
 from inferd_server.runtime.backend import Dim, Signature, TensorSpec
 
 FP32, INT64 = BY_NAME["FP32"], BY_NAME["INT64"]
@@ -29,23 +29,21 @@ def signature(**inputs: tuple[Dim, ...]) -> Signature:
 
 
 def config(max_batch_size: int = 8, max_request_rows: int = 100) -> ModelConfig:
-    return ModelConfig(max_batch_size, max_request_rows, 10, 1000, 1)
+    return ModelConfig(max_batch_size, max_request_rows, 10, 1000, 0, 1)
 
 
-def named(name: str, *shape: int, dtype: str = "FP32") -> NamedTensor:
-    return NamedTensor(name, BY_NAME[dtype], np.zeros(shape, BY_NAME[dtype].numpy))
+def named(name: str, *shape: int, dtype: str = "FP32") -> TensorForm:
+    return TensorForm(name, BY_NAME[dtype], shape)
 
 
 TWO = signature(a=("batch", 3), b=("batch", "length"))
 
 
 def test_inputs_are_put_into_the_models_order() -> None:
-    a, b = named("a", 2, 3), named("b", 2, 7)
-    arranged = arrange(TWO, config(), [b, a])
-    assert arranged.inputs[0] is a.array
-    assert arranged.inputs[1] is b.array
+    arranged = arrange(TWO, config(), [named("b", 2, 7), named("a", 2, 3)])
+    assert arranged.order == (1, 0)
     assert arranged.rows == 2
-    assert arranged.key == ((3,), (7,))
+    assert arranged.layout.row_shapes == ((3,), (7,))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,7 @@ def test_inputs_are_put_into_the_models_order() -> None:
         ([named("a", 101, 3), named("b", 101, 1)], "101 rows, expected at most 100"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused_by_name(inputs: Sequence[NamedTensor], message: str) -> None:
+def test_inputs_that_do_not_fit_are_refused_by_name(inputs: Sequence[TensorForm], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         arrange(TWO, config(), inputs)
 
@@ -73,7 +71,7 @@ def test_a_fixed_batch_axis_is_explained() -> None:
 
 def test_outputs_are_selected_in_the_order_asked() -> None:
     assert [place.place for place in select(TWO, [])] == [0, 1]
-    assert select(TWO, [RequestedOutput("z"), RequestedOutput("y", 3)]) == [(1, 0), (0, 3)]
+    assert select(TWO, [RequestedOutput("z"), RequestedOutput("y", 3)]) == ((1, 0), (0, 3))
     with pytest.raises(InvalidRequest, match=r"output 'x' is unknown: the model has \['y', 'z'\]"):
         select(TWO, [RequestedOutput("x")])
     with pytest.raises(InvalidRequest, match="asked for twice"):
@@ -111,11 +109,12 @@ def message(**changes: object) -> bytes:
 
 
 def test_a_request_is_decoded_without_copies_of_its_tensors() -> None:
-    request = decode_request(message(id="7"))
-    assert (request.model_name, request.id, request.timeout_us) == ("m", "7", 0)
-    assert request.nbytes == len(message(id="7"))
-    assert request.inputs[0].array.tolist() == [[1, 2]]
-    assert not request.inputs[0].array.flags.owndata
+    request = decode_message(message(id="7"))
+    assert (request.form.model_name, request.id, request.form.timeout_us) == ("m", "7", 0)
+    assert request.form.inputs == (named("x", 1, 2),)
+    content = request.contents[0]
+    assert isinstance(content, memoryview)
+    assert content.cast("f").tolist() == [1, 2]
 
 
 def parameter(**value: object) -> pb.InferParameter:
@@ -149,7 +148,7 @@ def test_a_request_that_contradicts_itself_is_refused(
     changes: dict[str, object], error: type[ServerError], text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        decode_request(message(**changes))
+        decode_message(message(**changes))
 
 
 @pytest.mark.parametrize(
@@ -164,36 +163,50 @@ def test_a_request_that_contradicts_itself_is_refused(
 )
 def test_typed_contents_of_another_kind_are_refused(changes: dict[str, object], text: str) -> None:
     with pytest.raises(InvalidRequest, match=text):
-        decode_request(message(raw_input_contents=[], **changes))
+        decode_message(message(raw_input_contents=[], **changes))
 
 
 def test_shared_memory_is_not_built() -> None:
     request = pb.ModelInferRequest.FromString(message())
     request.inputs[0].parameters["shared_memory_region"].string_param = "r"
     with pytest.raises(NotBuilt, match="'x' is in shared memory"):
-        decode_request(request.SerializeToString())
+        decode_message(request.SerializeToString())
 
 
 @pytest.mark.parametrize("junk", [b"\xff", b"\x0a\xff\xff", message()[:-1]])
 def test_bytes_that_are_no_message_are_named_so(junk: bytes) -> None:
     with pytest.raises(MalformedMessage):
-        decode_request(junk)
+        decode_message(junk)
 
 
 def test_unknown_parameters_are_the_callers_own() -> None:
-    assert decode_request(message(parameters={"mine": parameter(bool_param=True)})).timeout_us == 0
-    assert decode_request(message(parameters={"timeout": parameter(int64_param=5)})).timeout_us == 5
+    assert decode_message(message(parameters={"mine": parameter(bool_param=True)})).form.timeout_us == 0
+    assert decode_message(message(parameters={"timeout": parameter(int64_param=5)})).form.timeout_us == 5
 
 
-def test_answers_are_raw_even_where_they_are_empty() -> None:
-    answer = InferenceAnswer("m", "3", "id", [named("y", 0, 2), named("z", 2, 1, dtype="INT64")])
-    response = pb.ModelInferResponse.FromString(encode_answer(answer))
-    assert (response.model_name, response.model_version, response.id) == ("m", "3", "id")
-    assert [(out.name, out.datatype, list(out.shape)) for out in response.outputs] == [
-        ("y", "FP32", [0, 2]),
-        ("z", "INT64", [2, 1]),
-    ]
-    assert list(response.raw_output_contents) == [b"", bytes(16)]
+@pytest.mark.parametrize("request_id", ["", "id", "é" * 100])
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_answers_are_raw_and_the_bytes_that_protobuf_writes(request_id: str, rows: int) -> None:
+    y, z = np.ones((rows, 2), np.float32), np.arange(rows, dtype=np.int64)
+    form = AnswerForm("m", "3", (("y", FP32), ("z", INT64)))
+    expected = pb.ModelInferResponse(
+        model_name="m",
+        model_version="3",
+        id=request_id,
+        outputs=[
+            pb.ModelInferResponse.InferOutputTensor(name="y", datatype="FP32", shape=[rows, 2]),
+            pb.ModelInferResponse.InferOutputTensor(name="z", datatype="INT64", shape=[rows]),
+        ],
+        raw_output_contents=[y.tobytes(), z.tobytes()],
+    )
+    assert encode_answer(form, request_id, [y, z]) == expected.SerializeToString()
+
+
+def test_an_answer_of_text_is_encoded_too() -> None:
+    form = AnswerForm("m", "3", (("y", BY_NAME["BYTES"]), ("z", FP32)))
+    text, number = np.array([b"ab"], object), np.array([1.0], np.float32)
+    response = pb.ModelInferResponse.FromString(encode_answer(form, "7", [text, number]))
+    assert list(response.raw_output_contents) == [b"\x02\x00\x00\x00ab", number.tobytes()]
 
 
 @pytest.mark.parametrize(

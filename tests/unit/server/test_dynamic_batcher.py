@@ -13,10 +13,15 @@ from inferd_server.errors import DeadlineExceeded, Draining, InvalidRequest, Que
 from inferd_server.runtime.backend import Signature, TensorSpec
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
 from inferd_server.scheduling.request_queue import RequestQueue
-from inferd_server.scheduling.work import Work
+from inferd_server.scheduling.work import Layout, Work
 
 SECONDS = 30.0
 FP32 = BY_NAME["FP32"]
+LAYOUT = Layout.of([FP32.numpy], [(1,)], batched=True)
+
+
+def finish(reply: Caller, outputs: Sequence[np.ndarray]) -> None:
+    reply.future.set_result(outputs[0][:, 0].tolist())
 
 
 class GatedModel:
@@ -50,9 +55,6 @@ class Caller:
     def cancelled(self) -> bool:
         return self.gone
 
-    def send(self, outputs: Sequence[np.ndarray]) -> None:
-        self.future.set_result(outputs[0][:, 0].tolist())
-
     def fail(self, error: ServerError) -> None:
         self.future.set_exception(error)
 
@@ -63,7 +65,7 @@ class Caller:
 class Bench:
     """A batcher, its model, and a clock that stands still."""
 
-    def __init__(self, model: GatedModel, instances: int = 1, max_size: int = 100) -> None:
+    def __init__(self, model: GatedModel, instances: int = 1, max_size: int = 100, delay_ns: int = 0) -> None:
         self.model = model
         self.now_ns = 0
         self.batcher = DynamicBatcher(
@@ -72,13 +74,19 @@ class Bench:
             max_batch_size=4,
             instances=instances,
             queue=RequestQueue(max_size, 10**6),
+            max_queue_delay_ns=delay_ns,
             clock_ns=lambda: self.now_ns,
         )
 
     def ask(self, *values: float, deadline_ns: int | None = None, expires_ns: int | None = None) -> Caller:
+        caller = self.bring(*values, deadline_ns=deadline_ns, expires_ns=expires_ns)
+        self.batcher.start()
+        return caller
+
+    def bring(self, *values: float, deadline_ns: int | None = None, expires_ns: int | None = None) -> Caller:
         caller = Caller(deadline_ns)
         array = np.array(values, np.float32).reshape(-1, 1)
-        self.batcher.enqueue(Work([array], len(values), "key", caller, expires_ns))
+        self.batcher.enqueue(Work([array], len(values), LAYOUT, caller, finish, self.now_ns, expires_ns))  # type: ignore[arg-type]
         return caller
 
     def busy(self) -> Caller:
@@ -195,6 +203,63 @@ def test_outputs_without_the_batch_axis_are_the_models_fault(make: Callable[...,
     bench.open()
     with pytest.raises(RuntimeFailure, match=r"'y' has shape \[1, 1\] for a batch of 2 rows"):
         bench.ask(1, 2).result()
+
+
+def test_the_thread_that_brings_a_request_can_run_it(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.open()
+    caller = bench.bring(1)
+    assert bench.batcher.can_run_here
+    bench.batcher.run_here()
+    assert caller.future.done()
+    assert caller.result() == [2]
+
+
+def test_a_busy_instance_takes_what_another_thread_brings(make: Callable[..., Bench]) -> None:
+    bench = make()
+    running = bench.busy()
+    caller = bench.bring(1)
+    assert not bench.batcher.can_run_here
+    bench.batcher.run_here()
+    assert not caller.future.done()
+    bench.open()
+    assert [running.result(), caller.result()] == [[200], [2]]
+
+
+def test_two_instances_share_what_was_brought_at_once(make: Callable[..., Bench]) -> None:
+    bench = make(instances=2)
+    callers = [bench.bring(*range(4)) for _ in range(2)]
+    bench.batcher.start()
+    for _ in callers:
+        assert bench.model.began.acquire(timeout=SECONDS), "both run before either is let go"
+    bench.open()
+    assert [caller.result() for caller in callers] == [[0, 2, 4, 6]] * 2
+
+
+def test_a_batch_waits_for_more_rows_where_the_model_asks_for_it(make: Callable[..., Bench]) -> None:
+    bench = make(delay_ns=10**15)
+    bench.open()
+    callers = [bench.ask(1), bench.ask(2, 3), bench.ask(4)]
+    assert [caller.result() for caller in callers] == [[2], [4, 6], [8]]
+    assert bench.model.runs == [4], "one batch, as soon as it is full"
+
+
+def test_a_batch_that_stays_small_runs_when_its_delay_is_over(make: Callable[..., Bench]) -> None:
+    bench = make(delay_ns=1000)
+    bench.open()
+    bench.now_ns = 1000
+    caller = bench.ask(1)
+    bench.now_ns = 2000
+    bench.batcher.start()
+    assert caller.result() == [2]
+
+
+def test_closing_does_not_wait_for_the_delay(make: Callable[..., Bench]) -> None:
+    bench = make(delay_ns=10**15)
+    bench.open()
+    caller = bench.ask(1)
+    bench.batcher.close(SECONDS)
+    assert caller.result() == [2]
 
 
 def test_closing_finishes_what_was_accepted_and_refuses_more(make: Callable[..., Bench]) -> None:

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inferd_protocol.tensors import Tensor
 from inferd_server.errors import QueueFull
+from inferd_server.request import Reply
 from inferd_server.scheduling.request_queue import Death, RequestQueue
-from inferd_server.scheduling.work import Work
+from inferd_server.scheduling.work import Layout, Work
+
+
+def finish(reply: Reply, outputs: Sequence[Tensor]) -> None:
+    raise AssertionError("nothing runs here")
 
 
 class Caller:
-    """A completion that remembers."""
+    """A reply that remembers."""
 
     def __init__(self, deadline_ns: int | None = None) -> None:
         self.deadline_ns = deadline_ns
@@ -22,7 +30,8 @@ class Caller:
 
 def work(rows: int, key: str = "a", *, deadline_ns: int | None = None, expires_ns: int | None = None) -> Work:
     array = np.zeros((rows, 2), np.float32)
-    return Work([array], rows, key, Caller(deadline_ns), expires_ns, array.nbytes)  # type: ignore[arg-type]
+    layout = Layout.of([array.dtype], [(ord(key),)], batched=True)
+    return Work([array], rows, layout, Caller(deadline_ns), finish, 0, expires_ns, array.nbytes)  # type: ignore[arg-type]
 
 
 def queue(*works: Work, max_size: int = 100, max_bytes: int = 10**6) -> RequestQueue:
@@ -36,17 +45,17 @@ def test_rows_are_picked_in_order_up_to_the_limit() -> None:
     works = [work(3), work(4), work(2)]
     waiting = queue(*works)
     pick = waiting.pick(0, 8)
-    assert [(piece.work, piece.start, piece.stop) for piece in pick.slices] == [(works[0], 0, 3), (works[1], 0, 4)]
+    assert [(piece[0], piece[1], piece[2]) for piece in pick.slices] == [(works[0], 0, 3), (works[1], 0, 4)]
     assert pick.rows == 7
-    assert [piece.work for piece in waiting.pick(0, 8).slices] == [works[2]]
+    assert [piece[0] for piece in waiting.pick(0, 8).slices] == [works[2]]
     assert len(waiting) == 0
 
 
 def test_only_requests_of_one_key_run_together_and_the_oldest_key_goes_first() -> None:
     works = [work(1, "a"), work(1, "b"), work(1, "a")]
     waiting = queue(*works)
-    assert [piece.work for piece in waiting.pick(0, 8).slices] == [works[0], works[2]]
-    assert [piece.work for piece in waiting.pick(0, 8).slices] == [works[1]]
+    assert [piece[0] for piece in waiting.pick(0, 8).slices] == [works[0], works[2]]
+    assert [piece[0] for piece in waiting.pick(0, 8).slices] == [works[1]]
 
 
 def test_a_request_larger_than_a_batch_is_split_and_the_rest_shares_its_last_batch() -> None:
@@ -54,16 +63,16 @@ def test_a_request_larger_than_a_batch_is_split_and_the_rest_shares_its_last_bat
     waiting = queue(large, small)
     spans = []
     while len(waiting):
-        spans.append([(piece.work, piece.start, piece.stop) for piece in waiting.pick(0, 4).slices])
+        spans.append([(piece[0], piece[1], piece[2]) for piece in waiting.pick(0, 4).slices])
     assert spans == [[(large, 0, 4)], [(large, 4, 8)], [(large, 8, 10), (small, 0, 1)]]
 
 
 def test_dead_requests_are_dropped_and_named() -> None:
     cancelled, expired, waited, alive = work(1), work(1, deadline_ns=5), work(1, expires_ns=5), work(1, deadline_ns=6)
-    cancelled.completion.gone = True  # type: ignore[attr-defined]
+    cancelled.reply.gone = True  # type: ignore[attr-defined]
     pick = queue(cancelled, expired, waited, alive).pick(5, 8)
     assert pick.dead == [(cancelled, Death.CANCELLED), (expired, Death.DEADLINE), (waited, Death.TIMEOUT)]
-    assert [piece.work for piece in pick.slices] == [alive]
+    assert [piece[0] for piece in pick.slices] == [alive]
 
 
 def test_a_queue_of_only_dead_requests_picks_nothing_and_ends_empty() -> None:
@@ -93,6 +102,16 @@ def test_a_request_larger_than_the_byte_limit_is_taken_alone() -> None:
     assert len(queue(work(100), max_bytes=10)) == 1
 
 
+def test_a_batch_is_due_when_it_is_full_or_its_first_request_has_waited_long_enough() -> None:
+    assert queue(work(3)).due_ns(8, delay_ns=50) == 50
+    assert queue(work(3), work(4)).due_ns(8, delay_ns=50) == 50
+    assert queue(work(3), work(5)).due_ns(8, delay_ns=50) == 0
+    assert queue(work(3, "a"), work(8, "b")).due_ns(8, delay_ns=50) == 50, "the oldest goes first"
+    large = queue(work(10))
+    large.pick(0, 8)
+    assert large.due_ns(8, delay_ns=50) == 0, "what has begun to run waits for nothing"
+
+
 def test_bytes_are_given_back() -> None:
     waiting = queue(work(10), max_bytes=100)
     waiting.pick(0, 64)
@@ -112,10 +131,10 @@ def test_every_row_runs_once_in_order_and_no_batch_is_too_large(requests: list[t
     while len(waiting):
         pick = waiting.pick(0, limit)
         assert 0 < pick.rows <= limit
-        assert pick.rows == sum(piece.stop - piece.start for piece in pick.slices)
-        assert len({piece.work.key for piece in pick.slices}) == 1
+        assert pick.rows == sum(piece[2] - piece[1] for piece in pick.slices)
+        assert len({piece[0].layout.key for piece in pick.slices}) == 1
         for piece in pick.slices:
-            whole = piece.stop - piece.start == piece.work.rows
-            assert whole or piece.work.rows > limit, "a request that fits is never split"
-            rows[id(piece.work)] += range(piece.start, piece.stop)
+            whole = piece[2] - piece[1] == piece[0].rows
+            assert whole or piece[0].rows > limit, "a request that fits is never split"
+            rows[id(piece[0])] += range(piece[1], piece[2])
     assert all(rows[id(each)] == list(range(each.rows)) for each in works)

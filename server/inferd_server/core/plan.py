@@ -1,0 +1,95 @@
+"""What is to be done with requests of one form: worked out once, followed by each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from inferd_protocol.datatypes import BYTES
+from inferd_protocol.tensors import Tensor
+
+from inferd_server.core import validation
+from inferd_server.core.classification import classify
+from inferd_server.core.validation import Selection
+from inferd_server.errors import InvalidRequest, ServerError
+from inferd_server.repository.servable import Servable
+from inferd_server.request import AnswerForm, Reply, RequestForm
+from inferd_server.runtime.backend import Signature
+from inferd_server.scheduling.work import Layout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """How requests of a form are run by a version, and how their outputs are answered."""
+
+    servable: Servable
+    order: tuple[int, ...] | None
+    """For each of the model's inputs its place in the request; None where the request has the model's order."""
+    rows: int
+    layout: Layout
+    selection: tuple[Selection, ...] | None
+    """The outputs to answer; None for all of them as they are."""
+    answer: AnswerForm
+
+    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
+        """Answers a request with what its run gave: every output, in the model's order."""
+        if self.selection is not None:
+            try:
+                outputs = [self._answer(outputs[place], place, count) for place, count in self.selection]
+            except ServerError as error:
+                reply.fail(error)
+                return
+        reply.send(self.answer, outputs)
+
+    def finish_without_rows(self, reply: Reply) -> None:
+        """Answers a request of zero rows, for which nothing runs.
+
+        Raises InvalidRequest where only a run could tell the shapes of the outputs.
+        """
+        self.finish(reply, _without_rows(self.servable.signature))
+
+    def _answer(self, array: Tensor, place: int, count: int) -> Tensor:
+        if not count:
+            return array
+        spec = self.servable.signature.outputs[place]
+        labels = self.servable.labels.get(spec.name, ())
+        batched = self.servable.config.batched
+        return classify(spec.name, spec.datatype, array, count, labels, batched=batched)
+
+
+def make_plan(servable: Servable, form: RequestForm) -> Plan:
+    """Holds a form against the version that it calls.
+
+    Raises InvalidRequest where it does not fit.
+    """
+    signature = servable.signature
+    arranged = validation.arrange(signature, servable.config, form.inputs)
+    selection = validation.select(signature, form.outputs)
+    in_order = arranged.order == tuple(range(len(arranged.order)))
+    everything = selection == validation.select(signature, ())
+    outputs = tuple(
+        (signature.outputs[place].name, BYTES if count else signature.outputs[place].datatype)
+        for place, count in selection
+    )
+    return Plan(
+        servable=servable,
+        order=None if in_order else arranged.order,
+        rows=arranged.rows,
+        layout=arranged.layout,
+        selection=None if everything else selection,
+        answer=AnswerForm(servable.name, str(servable.version), outputs),
+    )
+
+
+def _without_rows(signature: Signature) -> list[Tensor]:
+    """The outputs of zero rows. Raises InvalidRequest where only a run could tell their shapes."""
+    arrays: list[Tensor] = []
+    for spec in signature.outputs:
+        sizes = [dim for dim in spec.shape[1:] if isinstance(dim, int)]
+        if len(sizes) != len(spec.shape) - 1:
+            raise InvalidRequest(
+                f"the batch has no rows, and the shape of output '{spec.name}' depends on them: expected at least one"
+            )
+        arrays.append(np.empty((0, *sizes), spec.datatype.numpy))
+    return arrays

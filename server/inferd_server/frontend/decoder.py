@@ -1,0 +1,150 @@
+"""ModelInferRequests to requests, fast where the next message looks like one that was seen before.
+
+A caller's messages differ in their ids and tensors and in nothing else, and the tensors come last. So the bytes before
+them, the head, decide everything that the codec works out of a message; it does so once for each head, and for later
+messages of the same head and length the form is looked up and the contents are views of the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inferd_protocol import grpc_service_pb2 as pb
+from inferd_protocol import wire
+from inferd_protocol.datatypes import BYTES
+
+from inferd_server.frontend.codec import DecodedMessage, decode_message
+from inferd_server.request import InferenceRequest, RequestForm
+
+_FIELD = pb.ModelInferRequest
+_MODEL_NAME, _MODEL_VERSION, _ID = (
+    _FIELD.MODEL_NAME_FIELD_NUMBER,
+    _FIELD.MODEL_VERSION_FIELD_NUMBER,
+    _FIELD.ID_FIELD_NUMBER,
+)
+_RAW_INPUT_CONTENTS = _FIELD.RAW_INPUT_CONTENTS_FIELD_NUMBER
+_ID_TAG = wire.prefix(_ID, 0)[0]
+_NAME_TAG = wire.prefix(_MODEL_NAME, 0)[0]
+_VERSION_TAG = wire.prefix(_MODEL_VERSION, 0)[0]
+_ONE_BYTE_LENGTH = 0x80
+"""Lengths below it take one byte."""
+
+_MOST_HEADS = 1024
+_LONGEST_HEAD = 4096
+"""Bytes: what is remembered stays below 4 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a head decides. Positions count from the head's end."""
+
+    form: RequestForm
+    size: int
+    """Bytes after the head."""
+    spans: tuple[tuple[int, int], ...]
+    """Where the contents of each input are."""
+    prefixes: tuple[tuple[int, bytes], ...]
+    """What must stand between them: the tags and lengths of the second tensor and those after it."""
+
+
+class RequestDecoder:
+    """Decodes messages and remembers their heads. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._head_sizes: dict[int, tuple[int, ...]] = {}
+        """By the length of the message without its id: the sizes of the heads, without their ids, that it may have."""
+        self._known: dict[bytes, _Known] = {}
+
+    def decode(self, message: bytes) -> InferenceRequest:
+        """A ModelInferRequest's bytes as a request whose raw tensors are views of them.
+
+        Raises as `codec.decode_message` does.
+        """
+        for size in self._head_sizes.get(len(message), ()):
+            known = self._known.get(message[:size])
+            if known is not None and (request := _request(known, "", message, size)) is not None:
+                return request
+        id_start, id_end = _find_id(message)
+        if id_end > id_start:
+            without = id_end - id_start
+            for size in self._head_sizes.get(len(message) - without, ()):
+                known = self._known.get(message[:id_start] + message[id_end : size + without])
+                if known is not None:
+                    try:
+                        # The tag and the length take a byte each.
+                        request_id = message[id_start + 2 : id_end].decode()
+                    except UnicodeDecodeError:
+                        break
+                    if (request := _request(known, request_id, message, size + without)) is not None:
+                        return request
+        decoded = decode_message(message)
+        self._remember(message, decoded, id_start, id_end)
+        return InferenceRequest(decoded.form, decoded.id, decoded.contents, len(message))
+
+    def _remember(self, message: bytes, decoded: DecodedMessage, id_start: int, id_end: int) -> None:
+        inputs = decoded.form.inputs
+        found = wire.fields(message)
+        if found is None or not inputs or any(tensor.datatype is BYTES for tensor in inputs):
+            return
+        numbers = [field.number for field in found]
+        raw = found[len(found) - len(inputs) :]
+        # In order, the tensors last, and nothing twice that counts once: then the head and the id decide all.
+        if (
+            numbers != sorted(numbers)
+            or numbers[-1] != _RAW_INPUT_CONTENTS
+            or numbers.count(_RAW_INPUT_CONTENTS) != len(inputs)
+            or any(numbers.count(number) > 1 for number in (_MODEL_NAME, _MODEL_VERSION, _ID))
+            or message[id_start + 2 : id_end].decode() != decoded.id
+        ):
+            return
+        end = raw[0].payload
+        head = message[:id_start] + message[id_end:end]
+        if len(head) > _LONGEST_HEAD:
+            return
+        if len(self._known) >= _MOST_HEADS:
+            # New dictionaries, not emptied ones: other threads may be reading these.
+            self._known, self._head_sizes = {}, {}
+        self._known[head] = _Known(
+            decoded.form,
+            size=len(message) - end,
+            spans=tuple((field.payload - end, field.end - end) for field in raw),
+            prefixes=tuple((field.start - end, message[field.start : field.payload]) for field in raw[1:]),
+        )
+        total = len(message) - (id_end - id_start)
+        sizes = self._head_sizes.get(total, ())
+        if len(head) not in sizes:
+            self._head_sizes[total] = (*sizes, len(head))
+
+
+def _request(known: _Known, request_id: str, message: bytes, end: int) -> InferenceRequest | None:
+    """The request of a known head; None where what comes after the head is laid out in another way."""
+    if len(message) - end != known.size:
+        return None
+    for offset, prefix in known.prefixes:
+        if not message.startswith(prefix, end + offset):
+            return None
+    view = memoryview(message)
+    if len(known.spans) == 1:
+        return InferenceRequest(known.form, request_id, (view[end:],), len(message))
+    contents = [view[end + start : end + stop] for start, stop in known.spans]
+    return InferenceRequest(known.form, request_id, contents, len(message))
+
+
+def _find_id(message: bytes) -> tuple[int, int]:
+    """Where the id's field begins and ends, an empty span where it is not where serialisers put it.
+
+    They write fields in the order of their numbers: the id comes after the model's name and version.
+    """
+    position = 0
+    try:
+        for tag in (_NAME_TAG, _VERSION_TAG):
+            if message[position] == tag:
+                if message[position + 1] >= _ONE_BYTE_LENGTH:
+                    return 0, 0
+                position += 2 + message[position + 1]
+        if message[position] == _ID_TAG and message[position + 1] < _ONE_BYTE_LENGTH:
+            end = position + 2 + message[position + 1]
+            return (position, end) if end <= len(message) else (0, 0)
+    except IndexError:
+        pass
+    return 0, 0
