@@ -1,6 +1,7 @@
 """Servers that do nothing but answer, to tell what a transport costs: `python -m benchmarks.echo aio|front --port N`.
 
-`aio` is a bare grpc.aio server, `front` a bare pygrpc-native front. Both answer as many bytes as the CNN's one row does.
+`aio` is a bare grpc.aio server, `front` a bare pygrpc-native front. Both answer as many bytes as one row
+takes.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
 _FRAME = struct.Struct(">BHBBI")
+_STREAM = struct.Struct(">I")
+_STREAM_AT = 5
 _SETTING = struct.Struct(">HI")
 _MAX_STREAMS, _INITIAL_WINDOW = 3, 4
 _MAX_FRAME = 16384
@@ -78,7 +80,16 @@ class Http2:
         self.socket = sock
         self.outgoing = bytearray(hello())
         self._first, self._block = _header_blocks(authority, path, headers)
-        self._pieces = [body[at : at + _MAX_FRAME] for at in range(0, len(body), _MAX_FRAME)]
+        pieces = [body[at : at + _MAX_FRAME] for at in range(0, len(body), _MAX_FRAME)]
+        data = b"".join(
+            frame(_DATA, _END_STREAM if index == len(pieces) - 1 else 0, 0, piece) for index, piece in enumerate(pieces)
+        )
+        # Where the frames of a request have their stream's number.
+        self._numbers = [_STREAM_AT] + [
+            _FRAME.size + len(self._block) + index * (_FRAME.size + _MAX_FRAME) + _STREAM_AT
+            for index in range(len(pieces))
+        ]
+        self._template = bytearray(frame(_HEADERS, _END_HEADERS, 0, self._block) + data)
         self._body_size = len(body)
         self._stream = 1
         self._window = _DEFAULT_WINDOW
@@ -94,11 +105,14 @@ class Http2:
     def send(self, tag: int) -> None:
         """Puts a request into `outgoing`."""
         stream, self._stream = self._stream, self._stream + 2
-        block = self._first if stream == 1 else self._block
-        self.outgoing += frame(_HEADERS, _END_HEADERS, stream, block)
-        last = len(self._pieces) - 1
-        for index, piece in enumerate(self._pieces):
-            self.outgoing += frame(_DATA, _END_STREAM if index == last else 0, stream, piece)
+        template = self._template
+        for at in self._numbers:
+            _STREAM.pack_into(template, at, stream)
+        if stream == 1:
+            self.outgoing += frame(_HEADERS, _END_HEADERS, stream, self._first)
+            self.outgoing += template[_FRAME.size + len(self._block) :]
+        else:
+            self.outgoing += template
         self._window -= self._body_size
         self._open[stream] = [tag, 0]
 

@@ -1,7 +1,7 @@
 """Connections that are open and do nothing: `python -m benchmarks.idle host:port count`.
 
-Each says HTTP/2's preface and takes the server's settings, as a client that has no call to make just now. Prints `ready`
-when all are open, then keeps them until it is ended.
+Each says HTTP/2's preface and takes the server's settings, as a client that has no call to make just now. Prints
+`ready` when all are open, then keeps them until it is ended.
 """
 
 from __future__ import annotations

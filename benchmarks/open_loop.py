@@ -70,7 +70,7 @@ def measure(call: Call, rate: float, seconds: float, cpu_seconds: Callable[[], f
     }
     before = cpu_seconds()
     command = [sys.executable, "-m", "benchmarks.open_loop", json.dumps(settings)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     spent = cpu_seconds() - before
     if answer.returncode != 0:
         raise Failed(f"open loop at {rate:g}/s: {(answer.stderr.strip().splitlines() or ['no reason given'])[-1]}")
@@ -95,18 +95,16 @@ def run(connections: Sequence[Connection], rate: float, seconds: float, answer_b
         if now > give_up:
             break
         due = min(total, int((now - begin) * rate) + 1) if now >= begin else 0
-        while sent < due:
-            # The connections take turns; one that is full is passed over.
-            for _ in sockets:
-                connection = connections[turn]
-                turn = (turn + 1) % len(connections)
-                if connection.ready():
-                    break
-            else:
+        for _ in sockets:
+            if sent >= due:
                 break
-            connection.send(sent)
-            late[sent] = clock() - begin - sent / rate
-            sent += 1
+            # What is due at the same time goes out in one piece; the connections take turns at that.
+            connection = connections[turn]
+            turn = (turn + 1) % len(connections)
+            while sent < due and connection.ready():
+                connection.send(sent)
+                late[sent] = now - begin - sent / rate
+                sent += 1
             _flush(connection)
         wait = begin + sent / rate - clock() if sent < total and sent >= due else 0.05
         writable = [sock for sock in sockets if by_socket[sock].outgoing]

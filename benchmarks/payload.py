@@ -77,7 +77,7 @@ class Payloads:
         return Call(address, PATH, _GRPC_HEADERS, body, False, _PREFIX.size + answer_bytes)
 
     def raw_call(self, address: str, path: str, shape: Shape) -> Call:
-        """The call for a server that takes the tensor's bytes as an HTTP body. Raises Failed where its answer is wrong."""
+        """The call for a server that takes a tensor's bytes as HTTP body. Raises Failed where its answer is wrong."""
         body = model.rows(shape.datatype, shape.rows).tobytes()
         headers = {"content-type": "application/octet-stream", "x-datatype": shape.datatype}
         host, _, port = address.rpartition(":")

@@ -191,6 +191,11 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def connect(port: int) -> None:
+    """Opens a connection and closes it. Raises OSError where nothing listens."""
+    socket.create_connection(("127.0.0.1", port), 1).close()
+
+
 def _call(server: Server, address: str, payloads: Payloads, shape: Shape) -> Call:
     if server.name in (ECHO_AIO, ECHO_FRONT):
         return payloads.echo_call(address, shape, len(echo.ANSWER))
@@ -203,7 +208,8 @@ def _await_port(process: Started, port: int) -> None:
     ends = time.monotonic() + _START_SECONDS
     while time.monotonic() < ends:
         process.check()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError):
+            connect(port)
             return
         time.sleep(0.01)
     raise Failed(f"did not listen within {_START_SECONDS:g} s: {process.tail()}")

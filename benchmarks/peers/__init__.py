@@ -1,1 +1,1 @@
-"""The peers' servers: each script runs in its own environment and imports nothing of this project's but `onnx_model`."""
+"""The peers' servers: each script runs in an environment of its own, where inferd is not installed."""

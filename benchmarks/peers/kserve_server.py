@@ -16,7 +16,7 @@ class Cnn(Model):  # type: ignore[misc]
         self._session = onnx_model.load(datatype)
         self.ready = True
 
-    def predict(self, payload: InferRequest, headers: object = None, response_headers: object = None) -> InferResponse:
+    def predict(self, payload: InferRequest, *_: object, **__: object) -> InferResponse:
         """Raw in, raw out."""
         probabilities = onnx_model.run(self._session, payload.inputs[0].as_numpy())
         output = InferOutput(onnx_model.OUTPUT, list(probabilities.shape), "FP32")

@@ -17,7 +17,7 @@ async def _body(request: Request) -> tuple[str, bytes]:
 class CnnApi(litserve.LitAPI):  # type: ignore[misc]
     """Both variants of the model; a batch is of one of them."""
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe passes it by name
         """Makes the sessions in the worker process."""
         self._sessions = {np.dtype(onnx_model.DTYPES[key]): onnx_model.load(key) for key in onnx_model.MODELS}
 

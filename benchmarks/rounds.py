@@ -1,0 +1,120 @@
+"""The rounds: every server in turn, again and again, so that what the machine does meanwhile hits all of them alike.
+
+A server is started anew for its turn and alone on the machine in it. Each round begins with another server.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import limit, load, model, open_loop, servers
+from benchmarks.payload import Payloads
+from benchmarks.plan import MOST_SHARE, ONE, PEAK_SHARE, Plan
+from benchmarks.process import Failed
+from benchmarks.results import ClosedSample, Failure, LimitSample, MemorySample, OpenSample, Results, Trial
+from benchmarks.servers import ECHO_AIO, ECHO_FRONT, Running, Server
+
+_TRIAL_SECONDS = 2.0
+_LIMIT_SECONDS = 1.0
+_TRIAL_IN_FLIGHT = 32
+
+
+class Rounds:
+    """Fills `results` with what the rounds measure."""
+
+    def __init__(self, plan: Plan, results: Results, payloads: Payloads, repository: Path, logs: Path) -> None:
+        self._plan = plan
+        self._results = results
+        self._payloads = payloads
+        self._repository = repository
+        self._logs = logs
+
+    def best_settings(self, peers: Mapping[str, Sequence[Server]]) -> list[Server]:
+        """Each peer in whichever of its settings answers most one-row requests at 32 in flight."""
+        chosen = []
+        for name, candidates in peers.items():
+            trials = [(self._trial(server), server) for server in candidates]
+            self._results.trials += [trial for trial, _ in trials]
+            answered = [(trial.requests_per_s, server) for trial, server in trials if trial.requests_per_s is not None]
+            if answered:
+                chosen.append(max(answered, key=lambda pair: pair[0])[1])
+            else:
+                self.failed(name, "every setting", trials[-1][0].failure)
+        return chosen
+
+    def run(self, number: int, measured: Sequence[Server]) -> None:
+        """One round."""
+        for datatype in model.MODELS:
+            say(f"round {number + 1}: the limit, {datatype}")
+            path = model.model_file(self._repository, datatype)
+            found = limit.measure_apart(path, limit.ROWS, min(_LIMIT_SECONDS, self._plan.seconds))
+            self._results.limits += [LimitSample(number, datatype, item) for item in found]
+        first = number % len(measured)
+        for server in [*measured[first:], *measured[:first]]:
+            say(f"round {number + 1}: {server.name}")
+            try:
+                with servers.started(server, self._payloads, self._logs, ONE) as running:
+                    self._turn(number, running)
+            except Failed as failure:
+                self.failed(server.name, f"start, round {number + 1}", str(failure))
+
+    def failed(self, server: str, what: str, reason: str) -> None:
+        """Writes down what could not be measured."""
+        say(f"FAILED {server}, {what}: {reason}")
+        self._results.failures.append(Failure(server, what, reason))
+
+    def _trial(self, server: Server) -> Trial:
+        say(f"trying {server.name}: {server.setting}")
+        try:
+            with servers.started(server, self._payloads, self._logs, ONE) as running:
+                call = running.call(ONE)
+                found = load.closed_loop(call, _TRIAL_IN_FLIGHT, _TRIAL_SECONDS, running.process.cpu_seconds, 1.0)
+                running.call(ONE)  # still answering after calls were cancelled, as the end of a load does
+        except Failed as failure:
+            return Trial(server.name, server.setting, None, str(failure))
+        return Trial(server.name, server.setting, found.requests_per_s)
+
+    def _turn(self, number: int, running: Running) -> None:
+        name = running.server.name
+        peak = 0.0
+        is_echo = name in (ECHO_AIO, ECHO_FRONT)
+        for shape, in_flight in self._plan.cells:
+            # An echo reads no tensor: what there is to know of it is the cost of a small call.
+            if is_echo and shape != ONE:
+                continue
+            try:
+                call = running.call(shape)
+                found = load.closed_loop(call, in_flight, self._plan.seconds, running.process.cpu_seconds)
+            except Failed as failure:
+                where = f"{shape.datatype}, {shape.rows} rows, {in_flight} in flight, round {number + 1}"
+                self.failed(name, where, str(failure))
+                running.process.check()
+                continue
+            self._results.closed.append(ClosedSample(number, name, shape, in_flight, found))
+            if shape == ONE:
+                peak = max(peak, found.requests_per_s)
+        if name != ECHO_AIO and peak:
+            self._open(number, running, peak)
+        process = running.process
+        self._results.memory.append(MemorySample(number, name, process.peak_bytes(), len(process.members())))
+
+    def _open(self, number: int, running: Running, peak: float) -> None:
+        rates: list[tuple[float | None, float]] = [
+            (None, rate) for rate in self._plan.rates if rate <= MOST_SHARE * peak
+        ]
+        for share, rate in [*rates, (PEAK_SHARE, PEAK_SHARE * peak)]:
+            try:
+                call = running.call(ONE)
+                found = open_loop.measure(call, rate, self._plan.open_seconds, running.process.cpu_seconds)
+            except Failed as failure:
+                self.failed(running.server.name, f"open loop at {rate:.0f}/s, round {number + 1}", str(failure))
+                running.process.check()
+                continue
+            self._results.opened.append(OpenSample(number, running.server.name, share, found))
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(text, file=sys.stderr, flush=True)
