@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +143,7 @@ def window(log: NDArray[np.int64], begin: float, end: float, cpu_seconds: float)
 
 
 @contextlib.contextmanager
-def _running(call: Call, in_flight: int, seconds: float, more: list[str]):  # type: ignore[no-untyped-def]
+def _running(call: Call, in_flight: int, seconds: float, more: list[str]) -> Iterator[subprocess.Popen[str]]:
     command = arguments(call, in_flight, seconds)
     command[1:1] = more
     process = subprocess.Popen(

@@ -70,7 +70,7 @@ def _build(datatype: str, name: str) -> onnx.ModelProto:
         return numpy_helper.from_array(np.full(size, 0.01, np.float32), label)
 
     initializers = [
-        numpy_helper.from_array(np.float32(1 / 255), "scale"),
+        numpy_helper.from_array(np.array(1 / 255, np.float32), "scale"),
         numpy_helper.from_array(np.array([-1, 1, SIDE, SIDE], np.int64), "channels_first"),
         numpy_helper.from_array(np.array([-1, 1600], np.int64), "flat_shape"),
         weights("w1", 32, 1, 3, 3),

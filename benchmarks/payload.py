@@ -63,7 +63,8 @@ class Payloads:
         options = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(address, options=options) as channel:
             try:
-                answer: bytes = channel.unary_unary(PATH)(message, timeout=_CALL_SECONDS, wait_for_ready=True)
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PATH)
+                answer = call(message, timeout=_CALL_SECONDS, wait_for_ready=True)
             except grpc.RpcError as error:
                 raise Failed(f"ModelInfer answered {error.code().name}: {error.details()}") from error
         self._compare(shape, _probabilities(answer))

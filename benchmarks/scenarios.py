@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from benchmarks import load, model, servers
-from benchmarks.payload import Payloads
+from benchmarks.payload import Payloads, Shape
 from benchmarks.plan import MANY, ONE, Plan
 from benchmarks.process import Failed, Started
 from benchmarks.results import Results
@@ -88,7 +88,7 @@ class Scenarios:
     def _server(self, repository: Path, *flags: str) -> Server:
         return servers.ours(repository, more=flags)[0][0]
 
-    def _rate(self, running: Running, shape: servers.Shape, in_flight: int) -> float:
+    def _rate(self, running: Running, shape: Shape, in_flight: int) -> float:
         call = running.call(shape)
         return load.closed_loop(call, in_flight, self._plan.seconds, running.process.cpu_seconds).requests_per_s
 
@@ -121,7 +121,8 @@ def _await_serving(process: Started, port: int, ends: float) -> None:
         with contextlib.suppress(OSError, grpc.RpcError):
             servers.connect(port)
             with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-                answer: bytes = channel.unary_unary(_CHECK_PATH)(request, timeout=5)
+                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(_CHECK_PATH)
+                answer = call(request, timeout=5)
             if health_pb2.HealthCheckResponse.FromString(answer).status == health_pb2.HealthCheckResponse.SERVING:
                 return
         time.sleep(0.002)
