@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --quiet --custom-compile-command "make lock"
 
-.PHONY: help setup demo test check format protos image image-test docs lock clean
+.PHONY: help setup demo test check format protos image image-test docs bench bench-quick lock clean
 
 help:  ## what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -50,6 +50,12 @@ image-test: setup  ## build the image, serve a model from a mounted repository, 
 
 docs: setup  ## regenerate the command reference from the code
 	$(BIN)/python docs/generate.py
+
+bench: setup  ## measure inferd, its limit and its peers, in 25 minutes; BENCH="--soak 600" passes flags
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-quick: setup  ## measure inferd and its limit, in under 3 minutes
+	$(BIN)/python -m benchmarks --quick $(BENCH)
 
 lock: setup  ## regenerate the pinned requirement files from pyproject.toml
 	$(LOCK) --extra score --extra server --extra native --extra training --extra dev -o requirements/dev.txt

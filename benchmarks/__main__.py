@@ -20,6 +20,7 @@ from benchmarks.scenarios import Scenarios
 from benchmarks.servers import Server
 
 _LATEST = "latest"
+_ALL = "everything"
 _BUSY = 0.5
 _DOCUMENTS = servers.ROOT / "docs" / "benchmarks"
 _TRAINED = "fashion-mnist/1/model.onnx"
@@ -66,9 +67,7 @@ def main() -> int:
             _write(found, folder)
             if arguments.publish:
                 _publish(folder)
-            return int(
-                any(item.server.startswith("inferd") and "no --transport" not in item.reason for item in found.failures)
-            )
+            return int(any(item.server.startswith("inferd") and item.what != _ALL for item in found.failures))
         if arguments.publish:
             _publish(folder)
     except Failed as failure:
@@ -99,11 +98,11 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> Results:
     bare, no_echo = servers.echoes()
     chosen = [*own, *bare]
     for name, reason in {**absent, **no_echo}.items():
-        found.failures.append(Failure(name, "everything", reason))
+        found.failures.append(Failure(name, _ALL, reason))
     if not arguments.quick:
         candidates, missing = servers.peers(repository, folder)
         for name, reason in missing.items():
-            rounds.failed(name, "everything", reason)
+            rounds.failed(name, _ALL, reason)
         wanted = {name: settings for name, settings in candidates.items() if _wanted(arguments, name)}
         chosen += rounds.best_settings(wanted)
     chosen = [server for server in chosen if _wanted(arguments, server.name)]

@@ -20,7 +20,7 @@ Cell = tuple[Shape, int]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`rounds` over all servers, each with `cells` of the closed loop and `rates` of the open loop. Times in seconds."""
+    """`rounds` over all servers; in each, `cells` of the closed loop and `rates` of the open loop. Times in seconds."""
 
     rounds: int
     seconds: float

@@ -10,7 +10,9 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.payload import Shape
 from benchmarks.plan import IN_FLIGHT, MANY, ONE
@@ -36,11 +38,15 @@ def _color(results: Results, server: str) -> str:
 
 
 def _throughput(results: Results, path: Path) -> None:
-    figure, (one, many) = plt.subplots(1, 2, figsize=(12, 4.8))
+    figure, (one, many) = plt.subplots(1, 2, figsize=(13, 4.8))
     for axes, shape in ((one, ONE), (many, MANY)):
         _rates(results, axes, shape)
         axes.set_title(f"{shape.rows}-row requests" if shape.rows > 1 else "one-row requests")
-    one.legend(fontsize=8)
+    # Servers of one-row requests are worlds apart; those of large ones are not.
+    one.set_yscale("log")
+    _plain(one.yaxis)
+    many.set_ylim(bottom=0)
+    _legend_beside(many, one)
     _save(figure, path)
 
 
@@ -60,14 +66,13 @@ def _rates(results: Results, axes: Axes, shape: Shape) -> None:
         axes.axhline(limit[1].median, color="black", linewidth=1, linestyle=":", label="the limit: ONNX Runtime alone")
     axes.set_xscale("log", base=2)
     axes.set_xticks(IN_FLIGHT, [str(count) for count in IN_FLIGHT])
-    axes.set_yscale("log")
     axes.set_xlabel("requests in flight")
     axes.set_ylabel("rows/s")
     axes.grid(alpha=0.3, which="both")
 
 
 def _latency(results: Results, path: Path) -> None:
-    figure, (middle, tail) = plt.subplots(1, 2, figsize=(12, 4.8), sharey=True)
+    figure, (middle, tail) = plt.subplots(1, 2, figsize=(13, 4.8), sharey=True)
     for axes, name, label in ((middle, "p50_us", "p50"), (tail, "p99_us", "p99")):
         for server in results.servers:
             rates = sorted({item.load.rate for item in results.opened if item.server == server and item.share is None})
@@ -82,10 +87,11 @@ def _latency(results: Results, path: Path) -> None:
         axes.set_yscale("log")
         axes.set_title(f"{label} from the moment a request was due")
         axes.set_xlabel("one-row requests/s, at even intervals")
+        _plain(axes.xaxis)
+        _plain(axes.yaxis)
         axes.grid(alpha=0.3, which="both")
     middle.set_ylabel("ms")
-    if middle.has_data():
-        middle.legend(fontsize=8)
+    _legend_beside(tail, middle)
     _save(figure, path)
 
 
@@ -102,12 +108,26 @@ def _cost(results: Results, path: Path) -> None:
     best = results.best_limit("FP32")
     if best and (own := results.limit("FP32", best[0], "cpu_us_per_row")):
         axes.axvline(own.median, color="black", linewidth=1, linestyle=":", label="ONNX Runtime's own share")
-        axes.legend(fontsize=8)
+    _legend_beside(axes, axes)
     axes.set_xscale("log")
+    _plain(axes.xaxis)
     axes.margins(x=0.15)
     axes.set_xlabel("server CPU per one-row request at 32 in flight, us")
     axes.grid(alpha=0.3, axis="x", which="both")
     _save(figure, path)
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers as people write them, and only at powers of ten and halves between."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _legend_beside(place: Axes, source: Axes) -> None:
+    handles, labels = source.get_legend_handles_labels()
+    if handles:
+        place.legend(handles, labels, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -83,6 +83,9 @@ class Scenarios:
     def _started(self, repository: Path, *flags: str) -> Iterator[Running]:
         server = self._server(repository, *flags)
         with servers.started(server, self._payloads, self._logs, ONE) as running:
+            # The first model answers before the last one is loaded, and loading takes the CPU.
+            port = int(running.address.rpartition(":")[2])
+            _await_serving(running.process, port, time.monotonic() + _SERVING_SECONDS)
             yield running
 
     def _server(self, repository: Path, *flags: str) -> Server:
