@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
@@ -19,6 +20,8 @@ from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
+from inferd_server.signals import SignalCounter
+from inferd_server.workers import Link, Report
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,34 +32,75 @@ _SWITCH_SECONDS = 0.0005
 that is done would wait for the thread that decodes the next one."""
 
 
-def run(config: ServerConfig) -> int:
+def run(config: ServerConfig, link: Link | None = None) -> int:
     """Runs the server until it is told to stop by SIGTERM or SIGINT. Returns the exit status.
 
-    Raises ConfigurationError where it cannot start as asked.
+    With a `link` it is one of several workers. Raises ConfigurationError where it cannot start as asked.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
-    threads = config.intra_op_threads or max(1, available_cpus() // config.instances)
+    threads = config.intra_op_threads or max(1, available_cpus() // (config.instances * config.workers))
     repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads))
-    asyncio.run(_serve(config, repository))
+    asyncio.run(_serve(config, repository, link))
     return 0
 
 
-async def _serve(config: ServerConfig, repository: RepositoryManager) -> None:
+async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
     services = Services(repository)
-    # Ports before models: the server is live at once, and a port that is taken is known before a long load.
-    server = listen(config, InferenceCore(repository), services)
-    stop = _stop_signal()
-    await server.start()
-    loading = run_in_background(repository.load_all, "loading")
+    stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
+    if link and link.late:
+        loading = run_in_background(repository.load_all, "loading")
+        await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.done():
+            return
+        server = listen(config, InferenceCore(repository), services)
+        await server.start()
+    else:
+        # Ports before models: the server is live at once, and a port that is taken is known before a long load.
+        server = listen(config, InferenceCore(repository), services)
+        await server.start()
+        loading = run_in_background(repository.load_all, "loading")
+    if link:
+        services.hold_back()
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
         loading.result()
-        await _announce(config, server, services, repository)
+        report = _report(config, server, repository)
+        if link:
+            await _agree(link, report, services, stop)
+        else:
+            log.event(_LOG, "ready" if report.ready else "not_ready", report.summary, **(report.fields or {}))
+        if services.is_ready():
+            await server.set_serving()
+            if link:
+                link.serves()
         await stop
     await _shut_down(config, server, services, repository, loading)
 
 
-async def _announce(config: ServerConfig, server: Server, services: Services, repository: RepositoryManager) -> None:
+async def _agree(link: Link, report: Report, services: Services, stop: asyncio.Future[None]) -> None:
+    """Tells the parent of this worker's state, and waits until every worker is ready, or the server is to stop."""
+    loop = asyncio.get_running_loop()
+    agreed: asyncio.Future[None] = loop.create_future()
+
+    def on_message() -> None:
+        try:
+            link.connection.recv()
+        except EOFError:
+            # The parent is no more, and with it whoever would say when to stop.
+            loop.remove_reader(link.connection.fileno())
+            if not stop.done():
+                stop.set_result(None)
+        else:
+            services.agree()
+            if not agreed.done():
+                agreed.set_result(None)
+
+    loop.add_reader(link.connection.fileno(), on_message)
+    link.report(report)
+    await asyncio.wait({agreed, stop}, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _report(config: ServerConfig, server: Server, repository: RepositoryManager) -> Report:
     entries = [
         (f"{name}/{version}", entry)
         for name, model in repository.models.items()
@@ -65,20 +109,14 @@ async def _announce(config: ServerConfig, server: Server, services: Services, re
     ready = [label for label, entry in entries if entry.state is State.READY]
     failed = [name for name, model in repository.models.items() if model.latest is None]
     providers = sorted({entry.servable.model.provider for _, entry in entries if entry.servable})
-    if services.is_ready():
-        await server.set_serving()
-    state = "serving" if services.is_ready() else "not ready"
-    log.event(
-        _LOG,
-        "ready" if services.is_ready() else "not_ready",
+    state = "serving" if repository.ready() else "not ready"
+    summary = (
         f"{state}: {', '.join(ready) or 'no model'} on {', '.join(providers) or 'nothing'} at {server.address}"
         + (" with TLS" if config.grpc_use_ssl else "")
-        + (f"; unavailable: {', '.join(failed)}" if failed else ""),
-        address=server.address,
-        models=ready,
-        unavailable=failed,
-        providers=providers,
+        + (f"; unavailable: {', '.join(failed)}" if failed else "")
     )
+    fields = {"address": server.address, "models": ready, "unavailable": failed, "providers": providers}
+    return Report(repository.ready(), summary, fields)
 
 
 async def _shut_down(
@@ -100,17 +138,19 @@ async def _shut_down(
     _LOG.info("stopped")
 
 
-def _stop_signal() -> asyncio.Future[None]:
-    """A future that the first SIGTERM or SIGINT completes. The second one ends the process at once."""
+def _stop_signal(signals: Sequence[signal.Signals]) -> asyncio.Future[None]:
+    """A future that the first of the signals completes. The second one ends the process at once."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
+    counter = SignalCounter()
 
-    def on_signal() -> None:
-        if stop.done():
+    def on_signal(number: int) -> None:
+        if counter.count(number, loop.time()) > 1:
             _LOG.warning("stopping at once: requests that run are lost")
             os._exit(_FORCED_STATUS)
-        stop.set_result(None)
+        if not stop.done():
+            stop.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal, number)
     return stop

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
 from inferd_protocol.command import Command, CommandError
 
 from inferd_server.config import ServerConfig
 from inferd_server.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from inferd_server.workers import Link
 
 _USAGE_STATUS = 2
 
@@ -36,13 +40,25 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         config = _config(arguments)
         # Imported when asked for: `inferd --help` needs none of it.
-        from inferd_server import app
         from inferd_server.observability import log
 
         log.configure(config.log_format, config.log_level)
+        if config.workers > 1:
+            from inferd_server import workers
+
+            return workers.run(config, _work)
+        from inferd_server import app
+
         return app.run(config)
     except ConfigurationError as error:
         raise CommandError(str(error), _USAGE_STATUS) from None
+
+
+def _work(config: ServerConfig, link: Link) -> int:
+    # Imported by the worker alone: the parent must stay free of threads.
+    from inferd_server import app
+
+    return app.run(config, link)
 
 
 def _config(arguments: argparse.Namespace) -> ServerConfig:

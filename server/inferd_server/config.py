@@ -76,12 +76,17 @@ class ServerConfig:
     max_request_rows: int = _setting("most rows one request may bring", default=65536, parse=int)
     max_queue_size: int = _setting("most requests that wait for one model; more are refused", default=2048, parse=int)
     max_queue_bytes: int = _setting("most bytes of requests that wait for one model", default=512 * MIB, parse=int)
+    workers: int = _setting(
+        "processes that share the port, each with the models of its own: for hosts with many CPUs",
+        default=1,
+        parse=int,
+    )
     max_queue_delay_microseconds: int = _setting(
         "longest that a batch which is not full waits for more rows; 0 never waits", default=0, parse=int
     )
     instances: int = _setting("batches of one model that run at the same time", default=1, parse=int)
     intra_op_threads: int = _setting(
-        "threads within one run; 0 shares the CPUs this process may use among the instances", default=0, parse=int
+        "threads within one run; 0 shares the CPUs that may be used among workers and instances", default=0, parse=int
     )
     required_model: tuple[str, ...] = _setting(
         "model without which the server is not ready (repeatable); with none, any one model will do", many=True
@@ -102,7 +107,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         self._at_least(1, "max_batch_size", "max_request_rows", "max_queue_size", "max_queue_bytes", "instances")
-        self._at_least(1, "grpc_max_concurrent_streams")
+        self._at_least(1, "grpc_max_concurrent_streams", "workers")
         self._at_least(0, "max_queue_delay_microseconds")
         self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
         self._at_least(1024, "grpc_max_message_size")

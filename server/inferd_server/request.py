@@ -11,10 +11,10 @@ same object for every request that looks alike, so that what follows from it is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from inferd_protocol.datatypes import Datatype
+from inferd_protocol.datatypes import BYTES, Datatype
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import ServerError
@@ -73,6 +73,11 @@ class AnswerForm:
     model_version: str
     outputs: tuple[tuple[str, Datatype], ...]
     """Names and datatypes."""
+    has_text: bool = field(init=False)
+    """Whether any output is BYTES, whose size its shape does not tell."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "has_text", any(datatype is BYTES for _, datatype in self.outputs))
 
 
 class Reply(Protocol):

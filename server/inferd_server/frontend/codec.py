@@ -67,7 +67,7 @@ def decode_message(message: bytes) -> DecodedMessage:
 
 def encode_answer(form: AnswerForm, request_id: str, outputs: Sequence[Tensor]) -> bytes:
     """An answer as a ModelInferResponse's bytes: always raw, one buffer an output."""
-    if any(datatype is BYTES for _, datatype in form.outputs):
+    if form.has_text:
         return pb.ModelInferResponse(
             model_name=form.model_name,
             model_version=form.model_version,

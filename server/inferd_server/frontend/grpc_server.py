@@ -45,8 +45,8 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", config.grpc_max_message_size),
                 ("grpc.max_send_message_length", config.grpc_max_message_size),
                 ("grpc.max_concurrent_streams", config.grpc_max_concurrent_streams),
-                # Without it a second server on the same port would start, and get half of the calls.
-                ("grpc.so_reuseport", 0),
+                # Off, or a second server on the same port would start, and get half of the calls.
+                ("grpc.so_reuseport", int(config.workers > 1)),
                 # Clients that ping to find dead peers are no attackers: gRPC's own bound is five minutes.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             )

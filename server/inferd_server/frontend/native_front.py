@@ -65,6 +65,7 @@ class NativeServer:
                 io_threads=_IO_THREADS,
                 call_details=True,
                 max_concurrent_streams=config.grpc_max_concurrent_streams,
+                reuse_port=config.workers > 1,
             )
         except OSError as error:
             self._folder.cleanup()

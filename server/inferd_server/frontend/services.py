@@ -20,6 +20,7 @@ class Services:
     def __init__(self, repository: RepositoryManager) -> None:
         self._repository = repository
         self._draining = False
+        self._agreed = True
 
     def handlers(self) -> Mapping[str, Handler]:
         """The RPCs that are built."""
@@ -35,9 +36,17 @@ class Services:
         """From here on the server says that it is not ready."""
         self._draining = True
 
+    def hold_back(self) -> None:
+        """The server is one of several workers: it is not ready before all of them are, and `agree` is called."""
+        self._agreed = False
+
+    def agree(self) -> None:
+        """Every worker is ready."""
+        self._agreed = True
+
     def is_ready(self) -> bool:
         """Whether the server should be sent work."""
-        return not self._draining and self._repository.ready()
+        return self._agreed and not self._draining and self._repository.ready()
 
     def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         """Answering is the proof."""
