@@ -108,7 +108,7 @@ def parse(output: str) -> Summary:
     """h2load's own counts. Raises Failed where there are none."""
     counts, data = _COUNTS.search(output), _DATA.search(output)
     if counts is None or data is None:
-        raise Failed(f"h2load did not finish: {output[-300:].strip()}")
+        raise Failed(f"h2load did not finish: {' '.join(output[-300:].split())}")
     _, started, done, succeeded, failed, errored = map(int, counts.groups())
     return Summary(started, done, failed + errored + (done - succeeded), int(data[1]))
 
@@ -116,7 +116,7 @@ def parse(output: str) -> Summary:
 def check(summary: Summary, answer_bytes: int, output: str = "") -> None:
     """Raises Failed where requests failed, or brought back other than `answer_bytes` each, as gRPC errors do."""
     if summary.done == 0:
-        raise Failed(f"no request was answered: {output[-300:].strip()}")
+        raise Failed(f"no request was answered: {' '.join(output[-300:].split())}")
     if summary.bad:
         raise Failed(f"{summary.bad} of {summary.started} requests failed")
     least, most = summary.done * answer_bytes, summary.started * answer_bytes

@@ -142,7 +142,6 @@ def _mlserver(name: str, python: str, folder: Path, environment: Mapping[str, st
     settings = [
         ("gRPC, 1 parallel worker, batching 64 / 1 ms", command("a", "--parallel-workers", "1", *batching, "0.001")),
         ("gRPC, parallel_workers=0, batching off", command("b", "--parallel-workers", "0")),
-        ("gRPC, parallel_workers=0, batching 64 / 10 ms", command("c", "--parallel-workers", "0", *batching, "0.01")),
     ]
     return [Server(name, text, build, peer=True, environment=environment) for text, build in settings]
 

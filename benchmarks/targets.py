@@ -102,8 +102,9 @@ def _many_share(results: Results, subject: str) -> Outcome:
     best = results.best(subject, MANY, IN_FLIGHT)
     _, limits = _limits(results)
     in_flight = best[0] if best else 0
+    where = f"{in_flight} in flight (its best)" if best else "its best concurrency"
     return _judge(
-        f"64-row requests, {in_flight} in flight (its best): rows/s as a share of the limit",
+        f"64-row requests, {where}: rows/s as a share of the limit",
         ">= 0.98",
         _by_round(_rates(results, subject, MANY, in_flight), limits, MANY.rows),
         lambda found: found.text(2),
