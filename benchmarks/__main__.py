@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import idle, limit, load, machine, model, plan, plots, report, results, servers
 from benchmarks.payload import Payloads
 from benchmarks.process import Failed
-from benchmarks.results import Failure, Results
+from benchmarks.results import Failure, Results, without_places
 from benchmarks.rounds import Rounds, say
 from benchmarks.scenarios import Scenarios
 from benchmarks.servers import Server
@@ -56,8 +56,11 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Returns the exit status: 1 where inferd itself could not be measured."""
     arguments = _parser().parse_args()
-    # Ending it from outside must end what it started too: as Ctrl-C, through every `finally`.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Ending it from outside must end what it started too, through every `finally`. SIGINT as well: a shell's background
+    # jobs inherit that it is ignored. nohup's wish is respected.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     folder: Path = arguments.folder
     try:
         if arguments.report:
@@ -98,7 +101,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> Results:
     bare, no_echo = servers.echoes()
     chosen = [*own, *bare]
     for name, reason in {**absent, **no_echo}.items():
-        found.failures.append(Failure(name, _ALL, reason))
+        found.failures.append(Failure(name, _ALL, without_places(reason)))
     if not arguments.quick:
         candidates, missing = servers.peers(repository, folder)
         for name, reason in missing.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -134,6 +136,13 @@ class Results:
         """As JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def without_places(reason: str) -> str:
+    """A reason on one line, without this machine's paths and addresses: reports are published."""
+    for folder in (str(Path.cwd()), sys.prefix, sys.base_prefix, str(Path.home())):
+        reason = reason.replace(folder + "/", "")
+    return " ".join(re.sub(r"\b(https?|file)://\S+", "(address)", reason).split())
 
 
 def read(path: Path) -> Results:
