@@ -75,18 +75,18 @@ class AsyncClient:
         classification: Mapping[str, int] | None = None,
     ) -> InferResult:
         """Runs a model on arrays by input name and returns arrays by output name: see Client.infer."""
-        return await self._run(
-            self._core.infer(
-                model,
-                inputs,
-                outputs=outputs,
-                version=version,
-                request_id=request_id,
-                parameters=parameters,
-                timeout=timeout,
-                classification=classification,
-            )
-        )
+        arguments = (model, inputs, outputs, version, request_id, parameters, timeout, classification)
+        prepared = self._core.prepare(arguments)
+        if prepared is None:
+            return await self._run(self._core.complete(arguments))
+        kind, request, seconds, deadline = prepared
+        try:
+            answer = await self._transport.call("ModelInfer", request, seconds)
+        except InferdError as error:
+            failure = error
+        else:
+            return kind.read(answer)
+        return await self._run(self._core.complete(arguments, deadline, failure))
 
     def infer_many(
         self,

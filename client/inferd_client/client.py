@@ -98,18 +98,18 @@ class Client:
         Raises InvalidInput, ModelNotFound, MessageTooLarge (where the batch cannot be split), Overloaded,
         DeadlineExceeded and the rest of the tree in `inferd_client.errors`.
         """
-        return self._run(
-            self._core.infer(
-                model,
-                inputs,
-                outputs=outputs,
-                version=version,
-                request_id=request_id,
-                parameters=parameters,
-                timeout=timeout,
-                classification=classification,
-            )
-        )
+        arguments = (model, inputs, outputs, version, request_id, parameters, timeout, classification)
+        prepared = self._core.prepare(arguments)
+        if prepared is None:
+            return self._run(self._core.complete(arguments))
+        kind, request, seconds, deadline = prepared
+        try:
+            answer = self._transport.call("ModelInfer", request, seconds)
+        except InferdError as error:
+            failure = error
+        else:
+            return kind.read(answer)
+        return self._run(self._core.complete(arguments, deadline, failure))
 
     def infer_many(
         self,

@@ -10,7 +10,6 @@ import math
 import random as random_module
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
@@ -34,15 +33,13 @@ from inferd_client.errors import (
     ModelNotFound,
     Unavailable,
 )
-from inferd_client.requests import Arrays, ParameterValue, Plan, Wanted
-from inferd_client.results import InferResult, Layout, parse_infer
+from inferd_client.known import Kind, Model
+from inferd_client.requests import Arrays, ParameterValue, Wanted
+from inferd_client.results import InferResult
 from inferd_client.retry import NO_RETRY, Retry
 
 T = TypeVar("T")
 _Ready = TypeVar("_Ready", ServerLiveResponse, ServerReadyResponse, ModelReadyResponse)
-
-KINDS_PER_MODEL = 256
-"""How many kinds of requests a client remembers for a model. Beyond that it forgets them all: each is cheap to make."""
 
 
 class Call(NamedTuple):
@@ -73,27 +70,20 @@ class InferOptions(TypedDict, total=False):
     classification: Mapping[str, int] | None
 
 
-@dataclass(slots=True)
-class _Kind:
-    """Requests with inputs of the same names, shapes and dtypes: how to build one, how the last answer was laid out."""
+Arguments: TypeAlias = tuple[
+    str,
+    Mapping[str, npt.ArrayLike],
+    Sequence[str] | None,
+    str,
+    str,
+    Mapping[str, ParameterValue] | None,
+    float | None,
+    Mapping[str, int] | None,
+]
+"""Those of `infer`, in its order. A plain tuple is the cheapest way to hand them on."""
 
-    plan: Plan
-    layout: Layout | None = None
-
-    def read(self, answer: bytes) -> InferResult:
-        """The result in an answer. Raises BadResponse."""
-        result = None if self.layout is None else self.layout.read(answer)
-        if result is None:
-            result, self.layout = parse_infer(answer)
-        return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """What is known about a model: replaced as a whole when its metadata changes, so that no plan outlives it."""
-
-    metadata: metadata.ModelMetadata
-    kinds: dict[object, _Kind] = field(default_factory=dict)
+Prepared: TypeAlias = tuple[Kind, bytes, float, float]
+"""A request of a known kind, its bytes, the seconds that it may take, and the moment when they will be over."""
 
 
 class _Request(NamedTuple):
@@ -103,7 +93,7 @@ class _Request(NamedTuple):
     version: str
     arrays: Arrays
     wanted: Wanted
-    tail: bytes
+    own: bytes
     deadline: float
     sequence: bool
 
@@ -130,7 +120,7 @@ class Core:
         self._max_message_bytes = max_message_bytes
         self._clock = clock
         self._random = random
-        self._models: dict[tuple[str, str], _Model] = {}
+        self._models: dict[tuple[str, str], Model] = {}
 
     def server_live(self, timeout: float | None) -> Steps[bool]:
         """See Client.server_live."""
@@ -172,34 +162,66 @@ class Core:
         classification: Mapping[str, int] | None = None,
     ) -> Steps[InferResult]:
         """See Client.infer."""
+        arguments = (model, inputs, outputs, version, request_id, parameters, timeout, classification)
+        prepared = self.prepare(arguments)
+        if prepared is None:
+            return (yield from self.complete(arguments))
+        kind, message, seconds, deadline = prepared
+        try:
+            answer = yield Call("ModelInfer", message, seconds)
+        except InferdError as error:
+            failure = error
+        else:
+            return kind.read(answer)
+        return (yield from self.complete(arguments, deadline, failure))
+
+    def prepare(self, arguments: Arguments) -> Prepared | None:
+        """A request like one before, the usual case, ready to be sent; None for any other, to be left to `complete`.
+
+        It spares a small call the machinery for what may go wrong, which would be most of its time in this library.
+        From the first failure on, `complete` takes over.
+        Raises InvalidInput as `infer` does.
+        """
+        model, inputs, outputs, version, request_id, parameters, timeout, classification = arguments
         seconds = self._timeout if timeout is None else _checked(timeout)
+        known = self._models.get((model, version))
+        if known is None or classification or isinstance(outputs, str):
+            return None
+        key: list[object] = [tuple(outputs) if outputs else None]  # as in Model.kind: a call there would show
+        for name, array in inputs.items():
+            if not isinstance(array, np.ndarray):
+                return None
+            key += (name, array.shape, array.dtype)
+        kind = known.kinds.get(tuple(key))
+        if kind is None or kind.plan.size is None:
+            return None
+        own = requests.own_fields(request_id, parameters) if request_id or parameters else b""
         deadline = self._clock() + seconds
+        try:
+            message = kind.plan.build(inputs, own, self._max_message_bytes)  # type: ignore[arg-type]  # all are arrays
+        except MessageTooLarge:
+            return None
+        return kind, message, seconds, deadline
+
+    def complete(
+        self, arguments: Arguments, deadline: float | None = None, failure: InferdError | None = None
+    ) -> Steps[InferResult]:
+        """A request and all that it may take. `failure` is how its first attempt, if one was made, ended."""
+        model, inputs, outputs, version, request_id, parameters, timeout, classification = arguments
+        if deadline is None:
+            deadline = self._deadline(timeout)
         arrays: Arrays = {
             name: value if isinstance(value, np.ndarray) else np.asarray(value) for name, value in inputs.items()
         }
         wanted = requests.wanted(outputs, classification) if outputs or classification else requests.EVERYTHING
-        tail = requests.tail(request_id, parameters) if request_id or parameters else b""
-        known = self._models.get((model, version))
-        failure = None
-        if known is not None:
-            kind = known.kinds.get(_key(wanted, arrays))
-            if kind is not None and (kind.plan.size or math.inf) + len(tail) <= self._max_message_bytes:
-                # The usual case, a request like one before, without the machinery for what may go wrong: half of a
-                # small call's time in this library would be that machinery. It takes over from the first failure.
-                try:
-                    answer = yield Call("ModelInfer", kind.plan.build(arrays, tail, self._max_message_bytes), seconds)
-                except InferdError as error:
-                    failure = error
-                else:
-                    return kind.read(answer)
-        request = _Request(model, version, arrays, wanted, tail, deadline, requests.is_sequence(parameters))
-        return (yield from self._infer(request, known, failure))
+        own = requests.own_fields(request_id, parameters) if request_id or parameters else b""
+        request = _Request(model, version, arrays, wanted, own, deadline, requests.is_sequence(parameters))
+        return (yield from self._infer(request, self._models.get((model, version)), failure))
 
-    def _infer(self, request: _Request, known: _Model | None, failure: InferdError | None) -> Steps[InferResult]:
-        """A request and all that it may take. `failure` is how its first attempt ended, if one was made."""
+    def _infer(self, request: _Request, known: Model | None, failure: InferdError | None) -> Steps[InferResult]:
         if known is None:
             current = yield from self._fetch(request.model, request.version, request.deadline)
-            return (yield from self._infer_rows(current, request, None))
+            return (yield from self._infer_rows(current, request, failure))
         try:
             return (yield from self._infer_rows(known, request, failure))
         except ModelNotFound:
@@ -217,7 +239,7 @@ class Core:
                 raise
         return (yield from self._infer_rows(current, request, None))
 
-    def _infer_rows(self, model: _Model, request: _Request, failure: InferdError | None) -> Steps[InferResult]:
+    def _infer_rows(self, model: Model, request: _Request, failure: InferdError | None) -> Steps[InferResult]:
         """One message, or as many as it takes to keep each of them, and its answer, below the limits of both sides."""
         retry = NO_RETRY if request.sequence else self._retry
         waiting = [request.arrays]
@@ -225,8 +247,8 @@ class Core:
         while waiting:
             part = waiting.pop()
             try:
-                kind = self._kind(model, request, part)
-                message = kind.plan.build(part, request.tail, self._max_message_bytes)
+                kind = model.kind(request.version, request.wanted, part)
+                message = kind.plan.build(part, request.own, self._max_message_bytes)
                 answer = yield from self._call("ModelInfer", message, request.deadline, retry, failure)
             except MessageTooLarge as error:
                 obstacle = (
@@ -242,22 +264,12 @@ class Core:
             failure = None
         return splitting.join(answered)
 
-    def _kind(self, model: _Model, request: _Request, arrays: Arrays) -> _Kind:
-        key = _key(request.wanted, arrays)
-        kind = model.kinds.get(key)
-        if kind is None:
-            kind = _Kind(requests.plan(model.metadata, request.version, arrays, request.wanted))
-            if len(model.kinds) >= KINDS_PER_MODEL:
-                model.kinds.clear()
-            model.kinds[key] = kind
-        return kind
-
-    def _fetch(self, model: str, version: str, deadline: float) -> Steps[_Model]:
+    def _fetch(self, model: str, version: str, deadline: float) -> Steps[Model]:
         request = ModelMetadataRequest(name=model, version=version).SerializeToString()
         found = metadata.parse_model((yield from self._call("ModelMetadata", request, deadline, self._retry)))
         known = self._models.get((model, version))
         if known is None or known.metadata != found:
-            known = self._models[model, version] = _Model(found)
+            known = self._models[model, version] = Model(found)
         return known
 
     def _ask(self, method: str, request: bytes, kind: type[_Ready], name: str, timeout: float | None) -> Steps[bool]:
@@ -302,8 +314,3 @@ def _checked(timeout: float) -> float:
     if not 0 < timeout < math.inf:
         raise InvalidInput(f"a timeout is a positive number of seconds, got {timeout}")
     return timeout
-
-
-def _key(wanted: Wanted, arrays: Arrays) -> object:
-    """What requests have in common that are built alike."""
-    return (wanted, *[(name, array.shape, array.dtype) for name, array in arrays.items()])

@@ -1,16 +1,18 @@
-"""Arrays to the bytes of a ModelInferRequest.
+"""Arrays to the bytes of a ModelInferRequest, the same that protobuf would make of the message.
 
-Everything about a request that follows from names, shapes and dtypes is decided once and kept as a `Plan`; what is
-left for each call is to put buffers between prepared bytes.
+Everything about a request that follows from names, shapes and dtypes is decided once and kept as a `Plan`. A protobuf
+message is a run of fields, so what is left for each call is to join bytes that were serialised apart with the arrays:
+no message is built, and a tensor is copied once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from inferd_protocol import wire
 from inferd_protocol.datatypes import BF16, BYTES
 from inferd_protocol.grpc_service_pb2 import InferParameter, ModelInferRequest
 from inferd_protocol.reasons import Parameter
@@ -18,14 +20,16 @@ from inferd_protocol.tensors import Tensor, bf16_bits, encode_raw
 
 from inferd_client.errors import InvalidInput, MessageTooLarge
 from inferd_client.metadata import ModelMetadata, TensorMetadata
-from inferd_client.wire import RAW_INPUT_CONTENTS, raw_prefix
 
 Arrays: TypeAlias = Mapping[str, Tensor]
 ParameterValue: TypeAlias = bool | int | float | str
-Buffer: TypeAlias = bytes | memoryview
+Buffer: TypeAlias = Any
+"""Contiguous bytes: `bytes` or an array. Python 3.11 has no type for what has the buffer protocol."""
 Encoder: TypeAlias = Callable[[Tensor], Buffer]
 Wanted: TypeAlias = tuple[tuple[str, ...] | None, tuple[tuple[str, int], ...]]
 """The outputs asked for, None for all, and those of them to classify, with how many of the best elements."""
+
+_RAW = ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 
 EVERYTHING: Wanted = (None, ())
 
@@ -34,31 +38,42 @@ EVERYTHING: Wanted = (None, ())
 class Plan:
     """The constant part of the requests for one model whose inputs have the same names, shapes and dtypes.
 
-    `fields` has, an input, the bytes before its buffer (None: they depend on the elements) and what makes the buffer.
-    `size` is that of the whole request less its tail, None where it depends on the elements.
+    A request is `front`, then the call's own fields, then `body`, then a buffer an input, as protobuf orders them.
+    `buffers` has, an input, its name, the bytes before its buffer (None: they depend on the elements) and what makes
+    the buffer (None: the array is the buffer). `size` is that of the whole request less the call's own fields, None
+    where it depends on the elements.
     """
 
     model: str
-    head: bytes
-    fields: tuple[tuple[bytes | None, Encoder], ...]
+    front: bytes
+    body: bytes
+    buffers: tuple[tuple[str, bytes | None, Encoder | None], ...]
     size: int | None
 
-    def build(self, arrays: Arrays, tail: bytes, limit: int) -> bytes:
-        """The request. `arrays` are in the order of the plan.
+    def build(self, arrays: Arrays, own: bytes, limit: int) -> bytes:
+        """The request. `arrays` are those of the plan's inputs.
 
         Raises MessageTooLarge for a request of more than `limit` bytes, without having put it together.
         """
-        parts: list[Buffer] = [self.head]
-        for (prefix, encode), array in zip(self.fields, arrays.values(), strict=True):
-            buffer = encode(array)
-            parts += (raw_prefix(RAW_INPUT_CONTENTS, len(buffer)) if prefix is None else prefix, buffer)
-        parts.append(tail)
-        size = sum(memoryview(part).nbytes for part in parts) if self.size is None else self.size + len(tail)
-        if size > limit:
-            raise MessageTooLarge(
-                f"a request of {size} bytes for model '{self.model}' is over this client's limit of {limit} bytes"
-            )
+        if self.size is not None and self.size + len(own) > limit:
+            raise self._too_large(self.size + len(own), limit)
+        parts: list[Buffer] = [self.front, own, self.body]
+        for name, prefix, encode in self.buffers:
+            buffer: Buffer = arrays[name]
+            if encode is not None:
+                buffer = encode(buffer)
+            elif not buffer.flags.c_contiguous:
+                buffer = np.ascontiguousarray(buffer)
+            parts += (wire.prefix(_RAW, len(buffer)) if prefix is None else prefix, buffer)
+        if self.size is None and (size := sum(memoryview(part).nbytes for part in parts)) > limit:
+            raise self._too_large(size, limit)
+        # Joining makes the only copy: grpc takes nothing but bytes.
         return b"".join(parts)
+
+    def _too_large(self, size: int, limit: int) -> MessageTooLarge:
+        return MessageTooLarge(
+            f"a request of {size} bytes for model '{self.model}' is over this client's limit of {limit} bytes"
+        )
 
 
 def wanted(outputs: Sequence[str] | None, classification: Mapping[str, int] | None) -> Wanted:
@@ -78,8 +93,9 @@ def plan(model: ModelMetadata, version: str, arrays: Arrays, wanted: Wanted) -> 
     Raises InvalidInput for a name that the model does not have and for a cast that could lose something.
     """
     known = {tensor.name: tensor for tensor in model.inputs}
-    message = ModelInferRequest(model_name=model.name, model_version=version)
-    fields: list[tuple[bytes | None, Encoder]] = []
+    front = ModelInferRequest(model_name=model.name, model_version=version).SerializeToString()
+    message = ModelInferRequest()
+    buffers: list[tuple[str, bytes | None, Encoder | None]] = []
     size: int | None = 0
     for name, array in arrays.items():
         tensor = known.get(name)
@@ -88,19 +104,19 @@ def plan(model: ModelMetadata, version: str, arrays: Arrays, wanted: Wanted) -> 
         message.inputs.add(name=name, datatype=tensor.datatype.name, shape=array.shape)
         encode = _encoder(model.name, tensor, array.dtype)
         if tensor.datatype.size is None:
-            fields.append((None, encode))
+            buffers.append((name, None, encode))
             size = None
         else:
             length = array.size * tensor.datatype.size
-            prefix = raw_prefix(RAW_INPUT_CONTENTS, length)
-            fields.append((prefix, encode))
+            prefix = wire.prefix(_RAW, length)
+            buffers.append((name, prefix, encode))
             size = None if size is None else size + len(prefix) + length
     _request_outputs(message, model, wanted)
-    head = message.SerializeToString()
-    return Plan(model.name, head, tuple(fields), None if size is None else len(head) + size)
+    body = message.SerializeToString()
+    return Plan(model.name, front, body, tuple(buffers), None if size is None else len(front) + len(body) + size)
 
 
-def tail(request_id: str, parameters: Mapping[str, ParameterValue] | None) -> bytes:
+def own_fields(request_id: str, parameters: Mapping[str, ParameterValue] | None) -> bytes:
     """What differs from call to call beside the tensors: the request's id and its parameters, serialised.
 
     Raises InvalidInput for a parameter that is no bool, int, float or str, or an integer of more than 64 bits.
@@ -108,7 +124,7 @@ def tail(request_id: str, parameters: Mapping[str, ParameterValue] | None) -> by
     message = ModelInferRequest(id=request_id)
     for name, value in (parameters or {}).items():
         message.parameters[name].CopyFrom(_parameter(name, value))
-    return message.SerializeToString()
+    return message.SerializeToString(deterministic=True)
 
 
 def is_sequence(parameters: Mapping[str, ParameterValue] | None) -> bool:
@@ -148,7 +164,11 @@ def _request_outputs(message: ModelInferRequest, model: ModelMetadata, wanted: W
             output.parameters[Parameter.CLASSIFICATION].int64_param = classification[name]
 
 
-def _encoder(model: str, tensor: TensorMetadata, dtype: np.dtype[np.generic]) -> Encoder:
+def _encoder(model: str, tensor: TensorMetadata, dtype: np.dtype[np.generic]) -> Encoder | None:
+    """What makes an input's buffer of an array of `dtype`, None where the array is it.
+
+    Raises InvalidInput for a cast that could lose something.
+    """
     datatype = tensor.datatype
     if datatype is BYTES:
         if dtype.kind not in "OSU":
@@ -162,11 +182,10 @@ def _encoder(model: str, tensor: TensorMetadata, dtype: np.dtype[np.generic]) ->
             f"loss: convert the array yourself, for example with .astype('{target.name}')"
         )
     if datatype is BF16:
-        return lambda array: bf16_bits(array).astype("<u2", copy=False).data
-    # An array that is already laid out as on the wire is taken as it is: joining the parts makes the only copy.
+        return lambda array: bf16_bits(array).astype("<u2", copy=False)
     if dtype == target:
-        return lambda array: array.data if array.flags.c_contiguous else np.ascontiguousarray(array).data
-    return lambda array: np.ascontiguousarray(array, target).data
+        return None
+    return lambda array: np.ascontiguousarray(array, target)
 
 
 def _lossless(source: np.dtype[np.generic], target: np.dtype[np.generic]) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from inferd_client import errors
-from inferd_client.core import KINDS_PER_MODEL, Call, Core, Step, Steps, Wait
+from inferd_client.core import Call, Core, Step, Steps, Wait
+from inferd_client.known import KINDS_PER_MODEL
 from inferd_client.results import InferResult
 from inferd_client.retry import NO_RETRY, Retry
 from inferd_protocol import grpc_service_pb2 as pb

@@ -95,7 +95,7 @@ module.{command.upper()}.add_arguments(argparse.ArgumentParser())
 
 
 def test_grpc_is_imported_in_one_place() -> None:
-    for module in ("core", "requests", "results", "retry", "errors", "metadata", "splitting", "wire"):
+    for module in ("core", "requests", "results", "retry", "errors", "metadata", "splitting", "known"):
         assert "grpc" not in top_level_modules(f"import inferd_client.{module}"), module
     assert "grpc" in top_level_modules("import inferd_client.channel")
 
