@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="inferd and the limit only, in under 3 minutes")
     parser.add_argument("--rounds", type=int, default=3, help="times that every server is measured")
-    parser.add_argument("--seconds", type=float, help="seconds of each measurement (1.5; quick: 1)")
+    parser.add_argument("--seconds", type=float, help="seconds of each measurement (1.5; quick: 0.7)")
     parser.add_argument(
         "--soak", type=float, help="seconds of sustained full load (30; quick: 10; the target asks for 600)"
     )
@@ -86,7 +86,7 @@ def _measure(arguments: argparse.Namespace, folder: Path) -> Results:
     load.require_h2load()
     begin = time.monotonic()
     idle.raise_file_limit()
-    seconds = arguments.seconds or (1.0 if arguments.quick else 1.5)
+    seconds = arguments.seconds or (0.7 if arguments.quick else 1.5)
     soak = arguments.soak or (10.0 if arguments.quick else 30.0)
     planned = (plan.quick if arguments.quick else plan.full)(arguments.rounds, seconds, soak)
     if (average := machine.busy()) > _BUSY:
@@ -123,11 +123,12 @@ def _run(
         raise Failed("no server is left to measure")
     for number in range(planned.rounds):
         rounds.run(number, chosen)
-        say(f"round {number + 1}: scenarios")
-        try:
-            scenarios.run_round()
-        except Failed as failure:
-            rounds.failed("inferd", f"scenarios, round {number + 1}", str(failure))
+        if number < planned.scenario_rounds:
+            say(f"round {number + 1}: scenarios")
+            try:
+                scenarios.run_round()
+            except Failed as failure:
+                rounds.failed("inferd", f"scenarios, round {number + 1}", str(failure))
         found.write(folder / f"{_LATEST}.json")  # what is there so far, should the rest be cut off
     say(f"soak of {planned.soak_seconds:g} s")
     try:

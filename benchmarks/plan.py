@@ -28,6 +28,9 @@ class Plan:
     cells: tuple[Cell, ...]
     rates: tuple[float, ...]
     soak_seconds: float
+    echo_cells: tuple[Cell, ...]
+    echo_rates: tuple[float, ...]
+    scenario_rounds: int
     copies: int = 100
     idle: int = 1000
 
@@ -43,9 +46,10 @@ QUICK_CELLS = (*((ONE, in_flight) for in_flight in IN_FLIGHT), (MANY, 8), (ONE_B
 
 def full(rounds: int, seconds: float, soak_seconds: float) -> Plan:
     """Everything."""
-    return Plan(rounds, seconds, 2.0, FULL_CELLS, RATES, soak_seconds)
+    echo_cells = tuple((ONE, in_flight) for in_flight in IN_FLIGHT)
+    return Plan(rounds, seconds, 2.0, FULL_CELLS, RATES, soak_seconds, echo_cells, RATES, rounds)
 
 
 def quick(rounds: int, seconds: float, soak_seconds: float) -> Plan:
     """Enough to see what a change did."""
-    return Plan(rounds, seconds, 1.0, QUICK_CELLS, (1000.0, 3000.0), soak_seconds)
+    return Plan(rounds, seconds, 1.0, QUICK_CELLS, (1000.0,), soak_seconds, ((ONE, 32),), (), 1)

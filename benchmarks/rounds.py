@@ -96,10 +96,8 @@ class Rounds:
         name = running.server.name
         peak = 0.0
         is_echo = name in (ECHO_AIO, ECHO_FRONT)
-        for shape, in_flight in self._plan.cells:
-            # An echo reads no tensor: what there is to know of it is the cost of a small call.
-            if is_echo and shape != ONE:
-                continue
+        # An echo reads no tensor: what there is to know of it is the cost of a small call.
+        for shape, in_flight in self._plan.echo_cells if is_echo else self._plan.cells:
             try:
                 call = running.call(shape)
                 queues = shape.rows > 1 and in_flight >= 32
@@ -119,10 +117,10 @@ class Rounds:
         self._results.memory.append(MemorySample(number, name, process.peak_bytes(), len(process.members())))
 
     def _open(self, number: int, running: Running, peak: float) -> None:
-        rates: list[tuple[float | None, float]] = [
-            (None, rate) for rate in self._plan.rates if rate <= MOST_SHARE * peak
-        ]
-        if running.server.name != ECHO_FRONT:
+        is_echo = running.server.name == ECHO_FRONT
+        fixed = self._plan.echo_rates if is_echo else self._plan.rates
+        rates: list[tuple[float | None, float]] = [(None, rate) for rate in fixed if rate <= MOST_SHARE * peak]
+        if not is_echo:
             # Seven tenths of what an echo can do is more than the generator can.
             rates.append((PEAK_SHARE, PEAK_SHARE * peak))
         for share, rate in rates:
