@@ -134,8 +134,14 @@ async def _shut_down(
     await server.stop(max(0.0, ends - time.monotonic()))
     # A load cannot be interrupted; what it would have served is not called any more.
     await asyncio.wait({loading}, timeout=max(0.0, ends - time.monotonic()))
-    await run_in_background(lambda: repository.close(max(0.0, ends - time.monotonic())), "closing")
-    _LOG.info("stopped")
+    closing = run_in_background(lambda: repository.close(max(0.0, ends - time.monotonic())), "closing")
+    if loading.done() and await closing:
+        _LOG.info("stopped")
+        return
+    # Native code that comes back to an interpreter which is being torn down ends the process with an abort.
+    _LOG.warning("stopped, though a run or a load had not ended: --exit-timeout-secs is over")
+    logging.shutdown()
+    os._exit(0)
 
 
 def _stop_signal(signals: Sequence[signal.Signals]) -> asyncio.Future[None]:

@@ -63,13 +63,15 @@ class RepositoryManager:
             self._load_model(directory)
         self._loaded = True
 
-    def close(self, timeout: float) -> None:
-        """Finishes what was accepted, within `timeout` seconds in all, and frees every model."""
+    def close(self, timeout: float) -> bool:
+        """Finishes what was accepted, within `timeout` seconds in all, and frees every model.
+
+        False where a run did not end in time: its thread still needs the interpreter.
+        """
         ends = time.monotonic() + timeout
-        for model in self._models.values():
-            for entry in model.versions.values():
-                if entry.servable:
-                    entry.servable.close(max(0.0, ends - time.monotonic()))
+        servables = [entry.servable for model in self._models.values() for entry in model.versions.values()]
+        idle = [servable.close(max(0.0, ends - time.monotonic())) for servable in servables if servable]
+        return all(idle)
 
     def _load_model(self, directory: ModelDirectory) -> None:
         try:

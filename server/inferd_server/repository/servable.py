@@ -32,10 +32,11 @@ class Servable:
         """The model's inputs and outputs."""
         return self.model.signature
 
-    def close(self, timeout: float) -> None:
-        """Finishes what it has accepted, within `timeout` seconds, and frees the model."""
-        self.batcher.close(timeout)
+    def close(self, timeout: float) -> bool:
+        """Finishes what it has accepted, within `timeout` seconds, and frees the model. False where it still runs."""
+        idle = self.batcher.close(timeout)
         self.model.close()
+        return idle
 
 
 def read_labels(signature: Signature) -> Mapping[str, tuple[str, ...]]:

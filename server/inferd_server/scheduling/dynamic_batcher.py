@@ -89,18 +89,20 @@ class DynamicBatcher:
         """
         self._run_batches()
 
-    def close(self, timeout: float) -> None:
+    def close(self, timeout: float) -> bool:
         """Takes no more requests, finishes those it has, and ends the instances.
 
-        What has not begun to run after `timeout` seconds is failed with Draining.
+        What has not begun to run after `timeout` seconds is failed with Draining. False where a run still goes on.
         """
         with self._lock:
             self._closed = True
             self._work_or_close.notify_all()
             self._all_idle.wait_for(lambda: self._idle == self._instances and not len(self._queue), timeout)
             left = self._queue.take_all()
+            idle = self._idle == self._instances
         for work in left:
             batch.fail([(work, work.next_row, work.rows)], Draining())
+        return idle
 
     def _run_instance(self) -> None:
         while self._wait_for_work():
