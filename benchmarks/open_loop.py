@@ -115,7 +115,8 @@ def run(connections: Sequence[Connection], rate: float, seconds: float, answer_b
             now = clock()
             for answer in answers:
                 if abs(answer.size - answer_bytes) > 0.01 * answer_bytes:
-                    raise ProtocolError(f"an answer had {answer.size} bytes, a success has {answer_bytes}")
+                    why = "" if answer.size else " (a gRPC error, such as a refusal where the rate is too high)"
+                    raise ProtocolError(f"an answer had {answer.size} bytes, a success has {answer_bytes}{why}")
                 latency[answer.tag] = now - begin - answer.tag / rate
             ended += len(answers)
         for sock in can_write:
