@@ -19,6 +19,7 @@ from inferd_client.metadata import TensorMetadata
 
 Keys: TypeAlias = Sequence[int] | Sequence[str]
 _NPY_MAGIC = b"\x93NUMPY"
+MAPPED_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +95,20 @@ def _npy(path: Path) -> Source:
         raise CommandError(f"{path} is stored column by column (Fortran order): save it with numpy.ascontiguousarray")
     rows, row_shape, dtype, offset = len(whole), whole.shape[1:], whole.dtype, whole.offset
     row_bytes = dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
-    # The map of the whole was only needed for its header. A map a batch gives its pages back when the batch is done,
-    # where one map of everything would seem to fill the memory, row by row.
+    # The map of the whole was only needed for its header. A map of some batches gives its pages back when they are
+    # done, where one map of everything would seem to fill the memory, row by row. One a batch costs as much as a call.
     del whole
 
     def chunks(size: int) -> Iterator[Tensor]:
-        for start in range(0, rows, size):
-            shape = (min(size, rows - start), *row_shape)
-            if row_bytes:
-                yield np.memmap(path, dtype, "r", offset + start * row_bytes, shape)
-            else:
-                yield np.empty(shape, dtype)  # nothing can be mapped
+        if not row_bytes:  # nothing can be mapped
+            yield from (np.empty((min(size, rows - start), *row_shape), dtype) for start in range(0, rows, size))
+            return
+        mapped = max(1, MAPPED_BYTES // (size * row_bytes)) * size
+        for start in range(0, rows, mapped):
+            window = np.memmap(path, dtype, "r", offset + start * row_bytes, (min(mapped, rows - start), *row_shape))
+            plain = window.view(np.ndarray)  # a memmap's slices are made by slow code of its own
+            for first in range(0, len(plain), size):
+                yield plain[first : first + size]
 
     def batches(size: int) -> Iterator[tuple[Keys, Tensor]]:
         return _numbered(chunks(size))

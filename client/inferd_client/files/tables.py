@@ -16,7 +16,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -33,6 +34,8 @@ from inferd_client.files.sources import Keys
 
 ROW_GROUP_ROWS = 65536
 ROW_GROUP_BYTES = 64 * 2**20
+CHUNK_ROWS = 4096
+CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,51 @@ def new_table(path: Path, file: IO[bytes], layout: Layout) -> Table:
     return _FORMATS[path.suffix.lower()](file, layout)
 
 
-class _Csv:
+class _Chunked(ABC):
+    """Gathers results to chunks of thousands of rows: a batch's dozens cost Arrow as much, each time."""
+
     def __init__(self, file: IO[bytes], layout: Layout) -> None:
         self._file = file
         self._layout = layout
-        self._writer: pyarrow.csv.CSVWriter | None = None
+        self._results: list[tuple[Keys, Mapping[str, Tensor]]] = []
+        self._rows = 0
+        self._bytes = 0
 
     def write(self, keys: Keys, outputs: Mapping[str, Tensor]) -> None:
+        self._results.append((keys, outputs))
+        self._rows += len(keys)
+        self._bytes += sum(array.nbytes for array in outputs.values())
+        if self._rows >= CHUNK_ROWS or self._bytes >= CHUNK_BYTES:
+            self._write_gathered()
+
+    def finish(self) -> None:
+        if self._results:
+            self._write_gathered()
+        self._close()
+
+    def _write_gathered(self) -> None:
+        keys = _joined([keys for keys, _ in self._results])
+        _, first = self._results[0]
+        outputs = {name: np.concatenate([outputs[name] for _, outputs in self._results]) for name in first}
+        self._results.clear()
+        self._rows = self._bytes = 0
+        self._write_chunk(keys, outputs)
+
+    @abstractmethod
+    def _write_chunk(self, keys: Keys, outputs: Mapping[str, Tensor]) -> None:
+        """Adds the rows of a chunk."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Writes what is left."""
+
+
+class _Csv(_Chunked):
+    def __init__(self, file: IO[bytes], layout: Layout) -> None:
+        super().__init__(file, layout)
+        self._writer: pyarrow.csv.CSVWriter | None = None
+
+    def _write_chunk(self, keys: Keys, outputs: Mapping[str, Tensor]) -> None:
         columns = _leading(keys, outputs, self._layout)
         for name, array in outputs.items():
             columns |= _elements(name, array)
@@ -90,19 +131,18 @@ class _Csv:
             self._writer = pyarrow.csv.CSVWriter(self._file, batch.schema, write_options=options)
         self._writer.write_batch(batch)
 
-    def finish(self) -> None:
+    def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
 
-class _Parquet:
+class _Parquet(_Chunked):
     def __init__(self, file: IO[bytes], layout: Layout) -> None:
-        self._file = file
-        self._layout = layout
+        super().__init__(file, layout)
         self._writer: pyarrow.parquet.ParquetWriter | None = None
         self._waiting: list[pa.RecordBatch] = []
 
-    def write(self, keys: Keys, outputs: Mapping[str, Tensor]) -> None:
+    def _write_chunk(self, keys: Keys, outputs: Mapping[str, Tensor]) -> None:
         columns = _leading(keys, outputs, self._layout)
         fields = [pa.field(name, column.type) for name, column in columns.items()]
         for name, array in outputs.items():
@@ -110,12 +150,12 @@ class _Parquet:
             columns[name] = _lists(array)
             fields.append(pa.field(name, columns[name].type, metadata={"shape": json.dumps(shape)} if shape else None))
         self._waiting.append(pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields)))
-        # A row group a batch would make a file of hundreds of rows a group, which readers are slow with.
+        # A row group a chunk would make a file of many small row groups, which readers are slow with.
         rows = sum(batch.num_rows for batch in self._waiting)
         if rows >= ROW_GROUP_ROWS or sum(batch.nbytes for batch in self._waiting) >= ROW_GROUP_BYTES:
             self._write_group()
 
-    def finish(self) -> None:
+    def _close(self) -> None:
         if self._waiting:
             self._write_group()
         if self._writer is not None:
@@ -153,6 +193,14 @@ class _Npy:
 
 
 _FORMATS: dict[str, Callable[[IO[bytes], Layout], Table]] = {".csv": _Csv, ".parquet": _Parquet, ".npy": _Npy}
+
+
+def _joined(keys: Sequence[Keys]) -> Keys:
+    """The keys of batches that follow each other, as those of one."""
+    first, last = keys[0], keys[-1]
+    if isinstance(first, range) and isinstance(last, range):
+        return range(first.start, last.stop)
+    return [str(key) for batch in keys for key in batch]
 
 
 def _leading(keys: Keys, outputs: Mapping[str, Tensor], layout: Layout) -> dict[str, pa.Array]:

@@ -109,7 +109,8 @@ class TestSources:
             file.close()
 
     @pytest.mark.parametrize("size", [1, 3, 100])
-    def test_npy(self, tmp_path: Path, size: int) -> None:
+    def test_npy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+        monkeypatch.setattr(sources, "MAPPED_BYTES", 40)  # a map holds some batches, or a single larger one
         path = tmp_path / "rows.npy"
         np.save(path, PIXELS.astype("f4"))
         source, keys, rows = rows_of(path, size)
@@ -305,11 +306,28 @@ class TestTables:
 
     def test_parquet_gathers_batches_into_row_groups(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 10)
+        monkeypatch.setattr(tables, "CHUNK_ROWS", 2)
         path = tmp_path / "o.parquet"
         write(path, [(range(n, n + 3), {"p": P}) for n in range(0, 30, 3)])
         assert parquet.read_table(path)["row"].to_pylist() == list(range(30))
         groups = parquet.ParquetFile(path).metadata
         assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [12, 12, 6]
+
+    @pytest.mark.parametrize("name", ["o.csv", "o.parquet"])
+    def test_batches_are_gathered_in_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.setattr(tables, "CHUNK_ROWS", 5)
+        files = [f"{number}.png" for number in range(21)]
+        write(tmp_path / name, [(files[n : n + 3], {"p": P + n}) for n in range(0, 21, 3)], key="file")
+        if name == "o.csv":
+            with (tmp_path / name).open(newline="") as file:
+                rows = [[row[0], float(row[1])] for row in list(csv.reader(file))[1:]]
+        else:
+            table = parquet.read_table(tmp_path / name)
+            rows = [
+                [key, values[0]] for key, values in zip(*(table[c].to_pylist() for c in ("file", "p")), strict=True)
+            ]
+        assert [row[0] for row in rows] == files
+        np.testing.assert_allclose([row[1] for row in rows], [P[n % 3, 0] + n // 3 * 3 for n in range(21)], rtol=1e-6)
 
     @pytest.mark.parametrize("dtype", ["f2", "f4", "i8", "?"])
     def test_npy(self, tmp_path: Path, dtype: str) -> None:
