@@ -27,6 +27,7 @@ class Work:
     model: str
     input: str
     output: str
+    datatype: str
     rows: np.ndarray[Any, Any]
 
     def message(self) -> Any:
@@ -34,7 +35,7 @@ class Work:
         from inferd_protocol import grpc_service_pb2 as pb
 
         message = pb.ModelInferRequest(model_name=self.model)
-        message.inputs.add(name=self.input, datatype="UINT8", shape=self.rows.shape)
+        message.inputs.add(name=self.input, datatype=self.datatype, shape=self.rows.shape)
         message.outputs.add(name=self.output)
         message.raw_input_contents.append(self.rows.tobytes())
         return message
@@ -54,10 +55,10 @@ def inferd(work: Work) -> Call:
 
 def triton(work: Work) -> Call:
     """tritonclient.grpc. It may keep its description of the input and output, which its users often make anew."""
-    from tritonclient import grpc as triton
+    from tritonclient import grpc as triton  # type: ignore[import-untyped]
 
     client = triton.InferenceServerClient(work.target)
-    tensor = triton.InferInput(work.input, work.rows.shape, "UINT8")
+    tensor = triton.InferInput(work.input, work.rows.shape, work.datatype)
     outputs = [triton.InferRequestedOutput(work.output)]
 
     def call() -> object:
@@ -73,7 +74,7 @@ def stub(work: Work) -> Call:
     from inferd_protocol.methods import METHODS
 
     method = METHODS["ModelInfer"]
-    send = grpc.insecure_channel(work.target).unary_unary(
+    send: Any = grpc.insecure_channel(work.target).unary_unary(
         method.path, method.request.SerializeToString, method.response.FromString
     )
     return lambda: _array(send(work.message()))
@@ -85,7 +86,7 @@ def stub_bytes(work: Work) -> Call:
     from inferd_protocol.methods import METHODS
 
     request = work.message().SerializeToString()
-    send = grpc.insecure_channel(work.target).unary_unary(METHODS["ModelInfer"].path)
+    send: Any = grpc.insecure_channel(work.target).unary_unary(METHODS["ModelInfer"].path)
     return lambda: send(request)
 
 
@@ -103,12 +104,12 @@ def inferd_aio(work: Work) -> AsyncCall:
 
 def triton_aio(work: Work) -> AsyncCall:
     """tritonclient.grpc.aio, as above."""
-    from tritonclient import grpc as triton
+    from tritonclient import grpc as triton  # type: ignore[import-untyped]
     from tritonclient.grpc import aio
 
     client = aio.InferenceServerClient(work.target)
     outputs = [triton.InferRequestedOutput(work.output)]
-    tensor = triton.InferInput(work.input, work.rows.shape, "UINT8")
+    tensor = triton.InferInput(work.input, work.rows.shape, work.datatype)
 
     async def call() -> object:
         # One input for all that are in flight: it is read before the first await.
@@ -124,7 +125,7 @@ def stub_aio(work: Work) -> AsyncCall:
     from inferd_protocol.methods import METHODS
 
     method = METHODS["ModelInfer"]
-    send = grpc.aio.insecure_channel(work.target).unary_unary(
+    send: Any = grpc.aio.insecure_channel(work.target).unary_unary(
         method.path, method.request.SerializeToString, method.response.FromString
     )
 
@@ -140,7 +141,7 @@ def stub_bytes_aio(work: Work) -> AsyncCall:
     from inferd_protocol.methods import METHODS
 
     request = work.message().SerializeToString()
-    send = grpc.aio.insecure_channel(work.target).unary_unary(METHODS["ModelInfer"].path)
+    send: Any = grpc.aio.insecure_channel(work.target).unary_unary(METHODS["ModelInfer"].path)
 
     async def call() -> object:
         return await send(request)
@@ -208,12 +209,15 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--input", required=True)
     parser.add_argument("--output", required=True)
+    parser.add_argument("--datatype", required=True, choices=["UINT8", "FP32"], help="the input's")
     parser.add_argument("--shape", required=True, help="rows first, as 64,28,28,1")
     parser.add_argument("--in-flight", type=int, default=1)
     arguments = parser.parse_args()
     shape = [int(size) for size in arguments.shape.split(",")]
     rows = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    work = Work(arguments.target, arguments.model, arguments.input, arguments.output, rows)
+    if arguments.datatype == "FP32":
+        rows = rows.astype(np.float32)
+    work = Work(arguments.target, arguments.model, arguments.input, arguments.output, arguments.datatype, rows)
     if arguments.kind in BLOCKING:
         blocking = BLOCKING[arguments.kind](work)
         _serve(lambda calls: _loop(blocking, calls))
