@@ -22,6 +22,7 @@ from inferd_server.errors import ConfigurationError, NotBuilt
 from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.services import Handler, Services
 from inferd_server.frontend.status import Status, status_of
+from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -165,6 +166,7 @@ class _Infer:
     def __init__(self, endpoint: InferEndpoint) -> None:
         self._endpoint = endpoint
         self._homecoming: _Homecoming | None = None
+        self._to_start: set[DynamicBatcher] = set()
 
     async def call(self, message: bytes, context: Context) -> bytes:
         if self._homecoming is None:
@@ -174,12 +176,20 @@ class _Infer:
         call = _AioCall(None if remaining is None else now_ns + int(remaining * 1e9), self._homecoming)
         batcher = self._endpoint.accept(message, call, now_ns)
         if batcher is not None:
-            batcher.start()
+            if not self._to_start:
+                # Once the loop has gone through the calls that are ready: they make one batch, and one wake-up.
+                self._homecoming.loop.call_soon(self._start)
+            self._to_start.add(batcher)
         outcome = await call.outcome()
         if isinstance(outcome, Status):
             await _abort(context, outcome)
         assert isinstance(outcome, bytes)
         return outcome
+
+    def _start(self) -> None:
+        for batcher in self._to_start:
+            batcher.start()
+        self._to_start.clear()
 
 
 def _unary(method: Method, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
