@@ -104,8 +104,8 @@ def inferd_aio(work: Work) -> AsyncCall:
 
 def triton_aio(work: Work) -> AsyncCall:
     """tritonclient.grpc.aio, as above."""
-    from tritonclient import grpc as triton  # type: ignore[import-untyped]
-    from tritonclient.grpc import aio
+    from tritonclient import grpc as triton
+    from tritonclient.grpc import aio  # type: ignore[import-untyped]
 
     client = aio.InferenceServerClient(work.target)
     outputs = [triton.InferRequestedOutput(work.output)]
