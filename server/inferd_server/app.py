@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -64,6 +65,9 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
         loading.result()
+        # What is loaded stays: without this every full collection, in the middle of some requests, would look at it.
+        gc.collect()
+        gc.freeze()
         report = _report(config, server, repository)
         if link:
             await _agree(link, report, services, stop)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import resource
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +90,20 @@ def test_one_connection_cannot_have_more_calls_than_allowed(small: Path, transpo
         assert other.unary_unary(INFER)(ones, timeout=SECONDS)
         assert all(call.result() for call in running)
         assert full.unary_unary(INFER)(ones, timeout=SECONDS)
+
+
+def test_connections_beyond_the_open_files_wait_and_the_server_lives(small: Path, transport: str) -> None:
+    ones = request("identity", np.ones((1, 3), np.float32))
+    with serve(small, "--transport", transport) as server:
+        files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (files + 20, hard))
+        host, port = server.address.split(":")
+        with contextlib.ExitStack() as crowd:
+            for _ in range(40):
+                crowd.enter_context(socket.create_connection((host, int(port)), timeout=SECONDS))
+        with connect(server) as channel:
+            assert channel.unary_unary(INFER)(ones, timeout=SECONDS, wait_for_ready=True)
 
 
 def test_compressed_requests_are_understood(narrow: ServerProcess) -> None:
