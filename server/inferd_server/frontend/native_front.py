@@ -5,9 +5,9 @@ knows no TLS, and here it is given one method: every other one it passes on, unr
 listens behind it on a socket of the file system. It enforces deadlines, cancellation and streams a connection; the size
 of a message is known only when the message is there, and checked then.
 
-Two threads take turns. One receives and decodes; where a request finds its model idle, that thread runs it as well,
-and the other one receives in its place. So a lone request is handed over to nobody, and under load one thread decodes
-while another runs.
+Two threads receive. Where a request finds its model idle, the thread that received it runs it as well, unless the
+other one is running already: one of them is always left to receive. So a lone request is handed over to nobody, and
+under load one thread decodes while another runs.
 """
 
 from __future__ import annotations
@@ -134,16 +134,15 @@ class _Intake:
         self._max_message_size = max_message_size
         self._calls: dict[int, _NativeCall] = {}
         """Those that are not answered."""
-        self._receiving = threading.Lock()
-        self._other_runs = False
-        """Whether one of the two threads runs a model, so that the other must go on receiving."""
+        self._may_run = threading.Lock()
+        """Held by the one of the two threads that runs a model."""
         self._refusing = False
         self._none_left = threading.Event()
 
     def start(self) -> None:
         """Starts the two threads. They end when the front is closed."""
         for number in range(2):
-            threading.Thread(target=self._take_turns, name=f"intake-{number}", daemon=True).start()
+            threading.Thread(target=self._receive, name=f"intake-{number}", daemon=True).start()
 
     def refuse(self) -> None:
         """From here on new calls are answered that the server is shutting down."""
@@ -185,28 +184,20 @@ class _Intake:
         if self._refusing and not self._calls:
             self._none_left.set()
 
-    def _take_turns(self) -> None:
-        while True:
-            with self._receiving:
-                batcher = self._receive()
-            if batcher is None:
-                return
-            batcher.run_here()
-            self._other_runs = False
-
-    def _receive(self) -> DynamicBatcher | None:
-        """Takes calls in until one of them is to be run by this thread; None when the front is closed."""
+    def _receive(self) -> None:
+        """Takes calls in, and runs those that find their model idle, until the front is closed."""
         while (events := self._front.recv_batch_details(_MOST_EVENTS)) is not None:
             to_run: DynamicBatcher | None = None
             for batcher in self._accept(events):
-                if to_run is None and not self._other_runs and batcher.can_run_here:
+                if to_run is None and batcher.can_run_here and self._may_run.acquire(blocking=False):
                     to_run = batcher
                 else:
                     batcher.start()
             if to_run is not None:
-                self._other_runs = True
-                return to_run
-        return None
+                try:
+                    to_run.run_here()
+                finally:
+                    self._may_run.release()
 
     def _accept(self, events: list[DetailedEvent]) -> set[DynamicBatcher]:
         """Hands calls to the endpoint. Returns the batchers to be started."""

@@ -35,14 +35,18 @@ class Front:
 
 
 class Batcher:
-    """Idle or not; counts who was to run it."""
+    """Idle or not; counts how it was told to run."""
 
     def __init__(self, *, idle: bool) -> None:
         self.can_run_here = idle
         self.started = 0
+        self.run = 0
 
     def start(self) -> None:
         self.started += 1
+
+    def run_here(self) -> None:
+        self.run += 1
 
 
 class Endpoint:
@@ -71,7 +75,7 @@ def intake(*batches: list[Any], idle: bool = False) -> tuple[_Intake, Front, End
 
 def test_calls_get_their_deadlines_and_their_answers() -> None:
     taken, front, endpoint = intake([call(1, b"a", remaining=2.0), call(2, b"b")])
-    assert taken._receive() is None, "the front is closed"
+    taken._receive()
     deadline = endpoint.calls[b"a"].deadline_ns
     assert deadline is not None
     assert deadline - endpoint.now_ns == 2 * SECONDS
@@ -109,10 +113,20 @@ def test_a_server_that_stops_says_so_to_new_calls_and_waits_for_the_old_ones() -
     assert taken._none_left.is_set()
 
 
-def test_the_receiving_thread_runs_what_finds_its_model_idle_unless_the_other_does_already() -> None:
-    taken, front, endpoint = intake([call(1), call(2)], [call(3)], idle=True)
-    assert taken._receive() is endpoint.batcher  # type: ignore[comparison-overlap]
-    assert endpoint.batcher.started == 0
-    assert front.batches, "the other thread receives the next ones"
-    assert taken._receive() is None
-    assert endpoint.batcher.started == 1
+def test_the_receiving_thread_runs_what_finds_its_model_idle() -> None:
+    taken, _, endpoint = intake([call(1), call(2)], [call(3)], idle=True)
+    taken._receive()
+    assert (endpoint.batcher.run, endpoint.batcher.started) == (2, 0), "once for each trip"
+
+
+def test_a_busy_model_is_left_to_the_thread_that_runs_it() -> None:
+    taken, _, endpoint = intake([call(1)])
+    taken._receive()
+    assert (endpoint.batcher.run, endpoint.batcher.started) == (0, 1)
+
+
+def test_one_thread_is_always_left_to_receive() -> None:
+    taken, _, endpoint = intake([call(1)], idle=True)
+    with taken._may_run:
+        taken._receive()
+    assert (endpoint.batcher.run, endpoint.batcher.started) == (0, 1)
