@@ -29,7 +29,7 @@ class Outcome:
 
 
 def outcomes(results: Results) -> list[Outcome]:
-    """Every target that these benchmarks measure, in the order of the issue."""
+    """Every target that these benchmarks measure, in the order of their list."""
     subject = NATIVE if NATIVE in results.servers else GRPCIO
     found = [
         _limit_share(results, subject, 32, 0.87),
