@@ -42,6 +42,15 @@ T = TypeVar("T")
 _Ready = TypeVar("_Ready", ServerLiveResponse, ServerReadyResponse, ModelReadyResponse)
 
 
+KEPT_BYTES = 8 * 2**20
+"""The largest message that a client keeps until its next one.
+
+Freed after its call, beside grpc's own copy of it, a message of 200 KB makes malloc give the pages back to the system,
+to be faulted in again by the next: 66 page faults a call, and most of its CPU time. One that is still there when the
+next is made has the two take turns in the same memory.
+"""
+
+
 class Call(NamedTuple):
     """A step: call this method with these bytes and at most so many seconds; the outcome is the answer's bytes."""
 
@@ -121,6 +130,7 @@ class Core:
         self._clock = clock
         self._random = random
         self._models: dict[tuple[str, str], Model] = {}
+        self._kept = b""
 
     def server_live(self, timeout: float | None) -> Steps[bool]:
         """See Client.server_live."""
@@ -201,6 +211,8 @@ class Core:
             message = kind.plan.build(inputs, own, self._max_message_bytes)  # type: ignore[arg-type]  # all are arrays
         except MessageTooLarge:
             return None
+        if len(message) <= KEPT_BYTES:
+            self._kept = message
         return kind, message, seconds, deadline
 
     def complete(

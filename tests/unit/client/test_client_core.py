@@ -105,6 +105,17 @@ def test_requests_of_many_shapes_do_not_fill_the_memory() -> None:
     assert len(core._models["double", ""].kinds) <= KINDS_PER_MODEL
 
 
+def test_the_last_message_is_kept_unless_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = make()
+    infer(core, METADATA, ONES)
+    step = next(core.infer("double", {"x": X}))
+    assert isinstance(step, Call)
+    assert core._kept is step.request
+    monkeypatch.setattr("inferd_client.core.KEPT_BYTES", len(step.request) - 1)
+    next(core.infer("double", {"x": X}))
+    assert core._kept is step.request
+
+
 class TestReload:
     """A version-less request's model may be replaced at any time."""
 
