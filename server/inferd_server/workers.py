@@ -7,6 +7,7 @@ replaced by one that listens only once its models are loaded, while the others s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -91,6 +92,11 @@ class _Worker:
         )
         self.process.start()
         theirs.close()
+
+    def agree(self) -> None:
+        """Tells it that every worker is ready. One that has died meanwhile is noticed by its end."""
+        with contextlib.suppress(OSError):
+            self.connection.send(True)
 
 
 class _Supervisor:
@@ -177,11 +183,11 @@ class _Supervisor:
     def _reported(self, worker: _Worker) -> None:
         reports = [each.report for each in self._workers if each.report]
         if self._serving:
-            worker.connection.send(True)
+            worker.agree()
         elif len(reports) == len(self._workers):
             if all(report.ready for report in reports):
                 for each in self._workers:
-                    each.connection.send(True)
+                    each.agree()
             else:
                 self._announce("not_ready", reports[0])
 
