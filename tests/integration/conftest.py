@@ -22,6 +22,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.write(folder, "mean", models.batch_mean())
     models.write(folder, "embedding", models.embedding())
     models.write(folder, "slow", models.slow())
+    models.write(folder, "slower", models.slow(multiplications=1000))
     for name, element_type in models.ELEMENT_TYPES.items():
         models.write(folder, f"identity_{name}", models.identity(element_type))
     corrupt = folder / "corrupt" / "1" / "model.onnx"

@@ -34,10 +34,10 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
         yield opened
 
 
-def slow_request(rows: int, **parameters: int) -> bytes:
+def slow_request(rows: int, *, model: str = "slow", **parameters: int) -> bytes:
     """A request to the slow model, which takes a while for each of its batches."""
     return pb.ModelInferRequest(
-        model_name="slow",
+        model_name=model,
         parameters={name: pb.InferParameter(int64_param=value) for name, value in parameters.items()},
         inputs=[pb.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[rows, 256])],
         raw_input_contents=[bytes(rows * 1024)],
@@ -138,16 +138,17 @@ def test_bytes_that_are_no_message_are_internal(channel: grpc.Channel, method: s
 
 
 def test_a_deadline_that_passes_in_the_queue_ends_the_call_and_not_the_server(channel: grpc.Channel) -> None:
-    running = infer(channel).future(slow_request(rows=900), timeout=SECONDS)
-    error = failure(channel, slow_request(1), timeout=0.01)
+    # 32 KB are on their way before the next call is; more would share the connection with it, and might come later.
+    running = infer(channel).future(slow_request(rows=32, model="slower"), timeout=SECONDS)
+    error = failure(channel, slow_request(1, model="slower"), timeout=0.01)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert running.result()
     assert infer(channel)(slow_request(1), timeout=SECONDS)
 
 
 def test_a_queue_timeout_is_unavailable_with_its_reason(channel: grpc.Channel) -> None:
-    running = infer(channel).future(slow_request(rows=900), timeout=SECONDS)
-    error = failure(channel, slow_request(1, timeout=1))
+    running = infer(channel).future(slow_request(rows=32, model="slower"), timeout=SECONDS)
+    error = failure(channel, slow_request(1, model="slower", timeout=1))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(error.trailing_metadata())[REASON_KEY] == "queue_timeout"  # type: ignore[attr-defined]
     assert running.result()
