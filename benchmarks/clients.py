@@ -233,6 +233,8 @@ def measure_scorer(server: Server, count: int, rounds: int) -> list[dict[str, fl
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
     """The median and, in brackets, the quartiles."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
