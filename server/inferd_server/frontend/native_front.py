@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 _MOST_EVENTS = 128
 """Calls taken over at once: more than a batch, so that one trip fills the next."""
 _IO_THREADS = 1
-"""One native thread carries more calls than one Python thread can decode; two cost a tenth of the throughput."""
+"""One native thread carries more calls than one Python thread can decode; on two CPUs a prototype lost a tenth of its
+throughput with two."""
 _WRITTEN_POLL_SECONDS = 0.005
 _INFER = METHODS["ModelInfer"].path
 
@@ -106,8 +107,7 @@ class _NativeCall(Call):
     __slots__ = ("_call_id", "_gone", "_intake")
 
     def __init__(self, intake: _Intake, call_id: int, deadline_ns: int | None) -> None:
-        self.deadline_ns = deadline_ns
-        self.request_id = ""
+        super().__init__(deadline_ns)
         self._intake = intake
         self._call_id = call_id
         self._gone = False

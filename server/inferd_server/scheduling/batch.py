@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from inferd_protocol.tensors import Tensor
 from inferd_server.errors import RuntimeFailure, ServerError
 from inferd_server.request import Content
 from inferd_server.scheduling.work import Layout, Slice
+
+_LOG = logging.getLogger(__name__)
 
 
 def gather(slices: Sequence[Slice], rows: int) -> list[Tensor]:
@@ -72,7 +75,12 @@ def _join(layout: Layout, index: int, parts: list[Content], rows: int) -> Tensor
 
 def _give(piece: Slice, outputs: Sequence[Tensor]) -> None:
     work = piece[0]
-    if work.assembly is None:
-        work.finish(work.reply, outputs)
-    else:
-        work.assembly.add(piece, outputs)
+    try:
+        if work.assembly is None:
+            work.finish(work.reply, outputs)
+        else:
+            work.assembly.add(piece, outputs)
+    except Exception as error:  # noqa: BLE001 - see below
+        # A defect met by one answer must not take the rest of the batch along, nor the thread that runs the model.
+        _LOG.exception("an answer failed")
+        work.reply.fail(RuntimeFailure(f"the answer could not be made: {error}"))

@@ -2,40 +2,34 @@
 
 import os
 import sys
-import time
 
 import pytest
 
 from benchmarks.process import Failed, Started
 
-# A parent whose child leaves its session, ignores SIGTERM and holds memory.
+# A parent whose child leaves its session, ignores SIGTERM and holds memory. Both say so through a named pipe.
 PARENT = '''
-import os, subprocess, sys, time
+import signal, subprocess, sys
 child = """
-import signal, time
+import signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 held = bytearray(50_000_000)
-print("up", flush=True)
-time.sleep(60)
+open(sys.argv[1], "w").write("child up\\\\n")
+signal.pause()
 """
-subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+subprocess.Popen([sys.executable, "-c", child, sys.argv[1]], start_new_session=True)
 sum(range(20_000_000))
-print("parent up", flush=True)
-time.sleep(60)
+open(sys.argv[2], "w").write("parent up\\n")
+signal.pause()
 '''
 
 
-def await_text(started, text):
-    ends = time.monotonic() + 30
-    while text not in started.log.read_text().splitlines():
-        assert time.monotonic() < ends, started.tail()
-        time.sleep(0.02)
-
-
 def test_children_that_detach_are_counted_and_ended(tmp_path):
-    with Started([sys.executable, "-c", PARENT], tmp_path / "log") as started:
-        await_text(started, "up")
-        await_text(started, "parent up")
+    pipes = [tmp_path / "child", tmp_path / "parent"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    with Started([sys.executable, "-c", PARENT, *map(str, pipes)], tmp_path / "log") as started:
+        assert [pipe.read_text() for pipe in pipes] == ["child up\n", "parent up\n"]
         members = started.members()
         assert len(members) == 2
         assert started.cpu_seconds() > 0.05
@@ -48,7 +42,6 @@ def test_children_that_detach_are_counted_and_ended(tmp_path):
 def test_a_program_that_ended_is_told_with_its_last_words(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     with Started(command, tmp_path / "log") as started:
-        await_text(started, "no such model")
-        time.sleep(0.5)  # its words come before its end
+        os.waitid(os.P_PID, started._process.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(Failed, match="ended with status 1: no such model"):
             started.check()

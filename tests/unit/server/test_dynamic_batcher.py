@@ -198,6 +198,19 @@ def test_a_defect_of_the_model_is_answered_and_survived(make: Callable[..., Benc
     assert bench.ask(1).result() == [2]
 
 
+def test_an_answer_that_fails_takes_neither_the_batch_nor_the_instance_along(make: Callable[..., Bench]) -> None:
+    bench = make()
+    running = bench.busy()
+    spoilt, good = bench.ask(1), bench.ask(2)
+    spoilt.future = None  # type: ignore[assignment]
+    failed: Future[ServerError] = Future()
+    spoilt.fail = failed.set_result  # type: ignore[method-assign]
+    bench.open()
+    assert [running.result(), good.result()] == [[200], [4]]
+    assert isinstance(failed.result(SECONDS), RuntimeFailure)
+    assert bench.ask(3).result() == [6]
+
+
 def test_outputs_without_the_batch_axis_are_the_models_fault(make: Callable[..., Bench]) -> None:
     bench = make(GatedModel(lambda x: x[:1]))
     bench.open()
