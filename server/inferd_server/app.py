@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
@@ -48,11 +49,13 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
 async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
     services = Services(repository)
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
+    if link:
+        services.hold_back()
     if link and link.late:
         loading = run_in_background(repository.load_all, "loading")
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
-            return
+            _leave("stopped before it had loaded its models")
         server = listen(config, InferenceCore(repository), services)
         await server.start()
     else:
@@ -60,8 +63,6 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
         server = listen(config, InferenceCore(repository), services)
         await server.start()
         loading = run_in_background(repository.load_all, "loading")
-    if link:
-        services.hold_back()
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
         loading.result()
@@ -142,8 +143,15 @@ async def _shut_down(
     if loading.done() and await closing:
         _LOG.info("stopped")
         return
-    # Native code that comes back to an interpreter which is being torn down ends the process with an abort.
-    _LOG.warning("stopped, though a run or a load had not ended: --exit-timeout-secs is over")
+    _leave("stopped, though a run or a load had not ended: --exit-timeout-secs is over")
+
+
+def _leave(why: str) -> NoReturn:
+    """Ends the process while a run or a load goes on.
+
+    Native code that came back to an interpreter which is being torn down would end it with an abort.
+    """
+    _LOG.warning(why)
     logging.shutdown()
     os._exit(0)
 
