@@ -14,7 +14,7 @@ from inferd_server.runtime.backend import TensorSpec
 SERVER_NAME = "inferd"
 
 EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
-"""The protocol's extensions that work here, and no others."""
+"""The protocol's extensions that need no RPC of their own; `frontend.services` adds those that do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -195,7 +196,8 @@ class _Infer:
 def _unary(method: Method, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
     async def call(message: bytes, context: Context) -> Message:
         try:
-            response: Message = handler(method.request.FromString(message))
+            answer = handler(method.request.FromString(message))
+            response: Message = await answer if inspect.isawaitable(answer) else answer
         except Exception as error:
             await _abort(context, status_of(error))
             raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from inferd_protocol import grpc_service_pb2 as pb
 
@@ -12,25 +12,40 @@ from inferd_server.core.description import TensorDescription
 from inferd_server.repository.manager import RepositoryManager
 
 Handler = Callable[[Any], Any]
+"""Takes the request message and returns the response message, or an awaitable of it, or raises ServerError."""
+
+
+class Extension(Protocol):
+    """RPCs of one of the protocol's extensions."""
+
+    names: Sequence[str]
+    """As ServerMetadata tells them."""
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """By RPC name."""
 
 
 class Services:
-    """Handlers by RPC name. Each takes the request message and returns the response message, or raises ServerError."""
+    """The handlers of the core protocol and of the extensions, by RPC name."""
 
-    def __init__(self, repository: RepositoryManager) -> None:
+    def __init__(self, repository: RepositoryManager, extensions: Sequence[Extension] = ()) -> None:
         self._repository = repository
+        self._extensions = extensions
         self._draining = False
         self._agreed = True
 
     def handlers(self) -> Mapping[str, Handler]:
         """The RPCs that are built."""
-        return {
+        handlers: dict[str, Handler] = {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
             "ServerMetadata": self.server_metadata,
             "ModelReady": self.model_ready,
             "ModelMetadata": self.model_metadata,
         }
+        for extension in self._extensions:
+            handlers.update(extension.handlers())
+        return handlers
 
     def drain(self) -> None:
         """From here on the server says that it is not ready."""
@@ -59,7 +74,9 @@ class Services:
     def server_metadata(self, _: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """Name, version and the extensions that work."""
         return pb.ServerMetadataResponse(
-            name=description.SERVER_NAME, version=description.server_version(), extensions=description.EXTENSIONS
+            name=description.SERVER_NAME,
+            version=description.server_version(),
+            extensions=sorted({*description.EXTENSIONS, *(name for part in self._extensions for name in part.names)}),
         )
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
