@@ -37,3 +37,8 @@ class Parameter(StrEnum):
     SHARED_MEMORY_REGION = "shared_memory_region"
     SHARED_MEMORY_OFFSET = "shared_memory_offset"
     SHARED_MEMORY_BYTE_SIZE = "shared_memory_byte_size"
+
+
+LABEL_PREFIX = "label:"
+"""`label:<name>`: a parameter of RepositoryModelLoad (int64, the version; 0 takes the label away) and of the answer of
+ModelConfig (string, the version)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import NoReturn
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
+from inferd_server.frontend.repository_service import RepositoryService
 from inferd_server.frontend.services import Services
 from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
@@ -47,12 +49,12 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
 
 
 async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
-    services = Services(repository)
+    services = Services(repository, [RepositoryService(repository)])
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
     if link:
         services.hold_back()
     if link and link.late:
-        loading = run_in_background(repository.load_all, "loading")
+        loading = run_in_background(repository.start, "loading")
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
             _leave("stopped before it had loaded its models")
@@ -62,7 +64,7 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
         # Ports before models: the server is live at once, and a port that is taken is known before a long load.
         server = listen(config, InferenceCore(repository), services)
         await server.start()
-        loading = run_in_background(repository.load_all, "loading")
+        loading = run_in_background(repository.start, "loading")
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
         loading.result()
@@ -74,12 +76,40 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
             await _agree(link, report, services, stop)
         else:
             log.event(_LOG, "ready" if report.ready else "not_ready", report.summary, **(report.fields or {}))
-        if services.is_ready():
-            await server.set_serving()
-            if link:
-                link.serves()
+        if link and services.is_ready():
+            link.serves()
+        following = asyncio.create_task(_follow(config, server, services, repository))
         await stop
+        following.cancel()
     await _shut_down(config, server, services, repository, loading)
+
+
+async def _follow(config: ServerConfig, server: Server, services: Services, repository: RepositoryManager) -> None:
+    """Looks at the repository from time to time, under poll control, and keeps health checks told."""
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+    changed.set()
+
+    def tell() -> None:
+        # A load that ends after the server has stopped has nobody to tell.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(changed.set)
+
+    repository.on_change(tell)
+    polling = asyncio.create_task(_poll(config, repository)) if repository.polls else None
+    try:
+        while await changed.wait():
+            changed.clear()
+            await server.set_serving(services.is_ready())
+    finally:
+        if polling:
+            polling.cancel()
+
+
+async def _poll(config: ServerConfig, repository: RepositoryManager) -> None:
+    while True:
+        await asyncio.sleep(config.repository_poll_secs)
+        await run_in_background(repository.poll, "polling")
 
 
 async def _agree(link: Link, report: Report, services: Services, stop: asyncio.Future[None]) -> None:

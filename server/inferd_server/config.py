@@ -32,6 +32,14 @@ class Transport(StrEnum):
     NATIVE = "native"
 
 
+class ControlMode(StrEnum):
+    """Who decides which models are loaded."""
+
+    NONE = "none"
+    POLL = "poll"
+    EXPLICIT = "explicit"
+
+
 class LogFormat(StrEnum):
     """How log lines look."""
 
@@ -72,6 +80,15 @@ class ServerConfig:
         default=Device.AUTO,
         parse=Device,
     )
+    model_control_mode: ControlMode = _setting(
+        "what is loaded: none all once; poll what the repository holds; explicit what --load-model and requests say",
+        default=ControlMode.NONE,
+        parse=ControlMode,
+    )
+    load_model: tuple[str, ...] = _setting("model to load at the start under explicit control (repeatable)", many=True)
+    repository_poll_secs: float = _setting(
+        "seconds between two looks at the repository under poll control", default=15.0, parse=float
+    )
     max_batch_size: int = _setting("most rows run at once; longer requests are split", default=64, parse=int)
     max_request_rows: int = _setting("most rows one request may bring", default=65536, parse=int)
     max_queue_size: int = _setting("most requests that wait for one model; more are refused", default=2048, parse=int)
@@ -111,6 +128,15 @@ class ServerConfig:
         self._at_least(0, "max_queue_delay_microseconds")
         self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
         self._at_least(1024, "grpc_max_message_size")
+        if self.repository_poll_secs <= 0:
+            raise ConfigurationError(f"--repository-poll-secs expects more than 0, got {self.repository_poll_secs}")
+        if self.load_model and self.model_control_mode is not ControlMode.EXPLICIT:
+            raise ConfigurationError("--load-model needs --model-control-mode explicit: without it all are loaded")
+        if self.workers > 1 and self.model_control_mode is ControlMode.EXPLICIT:
+            raise ConfigurationError(
+                "--model-control-mode explicit works with one worker: a request reaches one of several, and the others "
+                "would not know; use poll with --workers"
+            )
         if self.grpc_port > 65535:
             raise ConfigurationError(f"--grpc-port expects at most 65535, got {self.grpc_port}")
         if self.grpc_use_ssl_mutual and not self.grpc_root_cert:

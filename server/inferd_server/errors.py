@@ -9,9 +9,11 @@
     │   ├── ModelNotReady        known, but loading, or its load failed
     │   ├── QueueFull            overloaded
     │   ├── QueueTimeout         waited longer than the request allows
-    │   └── Draining             shutting down
+    │   ├── Draining             shutting down
+    │   └── ControlOff           loading and unloading by request is switched off
     ├── DeadlineExceeded         the client's deadline passed before the run
     ├── NotBuilt                 a part of the protocol that this server does not have
+    ├── LoadFailed               a model that was to be loaded by request did not load
     └── RuntimeFailure           the runtime failed on a valid request
 
     LoadError                    a model cannot be served; kept as its reason, never a crash
@@ -88,7 +90,18 @@ class Draining(Unavailable):
     reason = Reason.DRAINING
 
     def __init__(self) -> None:
-        super().__init__("the server is shutting down: send the request to another one")
+        super().__init__("the server, or this version of the model, is shutting down: send the request again")
+
+
+class ControlOff(Unavailable):
+    """Models are not loaded and unloaded by request."""
+
+    reason = Reason.CONTROL_OFF
+
+    def __init__(self) -> None:
+        super().__init__(
+            "loading and unloading by request is switched off: start the server with --model-control-mode explicit"
+        )
 
 
 class DeadlineExceeded(ServerError):
@@ -100,6 +113,10 @@ class DeadlineExceeded(ServerError):
 
 class NotBuilt(ServerError):
     """A part of the protocol that this server does not have."""
+
+
+class LoadFailed(ServerError):
+    """A model that was to be loaded by request did not load."""
 
 
 class RuntimeFailure(ServerError):

@@ -20,7 +20,7 @@ def hang(self):
     print("loading", flush=True)
     threading.Event().wait()
 
-RepositoryManager.load_all = hang
+RepositoryManager.start = hang
 sys.exit(main(sys.argv[1:]))
 """
 

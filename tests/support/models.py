@@ -148,3 +148,23 @@ def slow(multiplications: int = 40, size: int = 256) -> onnx.ModelProto:
         [tensor("y", TensorProto.FLOAT, shape)],
         [onnx.numpy_helper.from_array(weights, "weights")],
     )
+
+
+def constant(value: float, weights: int = 0) -> onnx.ModelProto:
+    """x float [batch, 3] -> y [batch, 1], `value` whatever the row; carries about that many weights beside."""
+    side = max(1, int(weights**0.5))
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axis"], ["sum"], keepdims=1),
+        helper.make_node("Mul", ["sum", "zeros"], ["row"]),
+        helper.make_node("MatMul", ["row", "weights"], ["product"]),
+        helper.make_node("ReduceSum", ["product", "axis"], ["nothing"], keepdims=1),
+        helper.make_node("Add", ["nothing", "value"], ["y"]),
+    ]
+    arrays = {
+        "axis": np.array([1], np.int64),
+        "zeros": np.zeros((1, side), np.float32),
+        "weights": np.random.default_rng(1).random((side, side), np.float32),
+        "value": np.array(value, np.float32),
+    }
+    x, y = tensor("x", TensorProto.FLOAT, ("batch", 3)), tensor("y", TensorProto.FLOAT, ("batch", 1))
+    return model(nodes, [x], [y], [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()])

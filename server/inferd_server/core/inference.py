@@ -48,18 +48,21 @@ class InferenceCore:
             plan.finish_without_rows(reply)
             return None
         contents = request.contents
-        if plan.order is not None:
-            contents = [contents[place] for place in plan.order]
         expires_ns = now_ns + form.timeout_us * 1000 if form.timeout_us else None
-        batcher = plan.servable.batcher
-        try:
-            batcher.enqueue(
-                Work(contents, plan.rows, plan.layout, reply, plan.finish, now_ns, expires_ns, request.nbytes)
-            )
-        except Closed:
-            # Versions are closed only when the server stops.
-            raise Draining from None
-        return batcher
+        while True:
+            ordered = contents if plan.order is None else [contents[place] for place in plan.order]
+            batcher = plan.servable.batcher
+            try:
+                batcher.enqueue(
+                    Work(ordered, plan.rows, plan.layout, reply, plan.finish, now_ns, expires_ns, request.nbytes)
+                )
+            except Closed:
+                # Replaced or unloaded since it was found. What is in its place, if anything, is another one.
+                closed, plan = plan.servable, self._plan(form)
+                if plan.servable is closed:
+                    raise Draining from None
+                continue
+            return batcher
 
     def _plan(self, form: RequestForm) -> Plan:
         generation = self._repository.generation

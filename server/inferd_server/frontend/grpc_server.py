@@ -70,9 +70,9 @@ class GrpcServer:
         await self._set_health(_NOT_SERVING)
         await self._server.start()
 
-    async def set_serving(self) -> None:
-        """Tells health checks that the server is ready."""
-        await self._set_health(_SERVING)
+    async def set_serving(self, serving: bool) -> None:
+        """Tells health checks whether the server is ready."""
+        await self._set_health(_SERVING if serving else _NOT_SERVING)
 
     async def drain(self) -> None:
         """Tells health checks, those that watch included, that the server should be sent nothing more."""

@@ -83,9 +83,9 @@ class NativeServer:
         self._front.start()
         self._intake.start()
 
-    async def set_serving(self) -> None:
-        """Tells health checks that the server is ready."""
-        await self._complete.set_serving()
+    async def set_serving(self, serving: bool) -> None:
+        """Tells health checks whether the server is ready."""
+        await self._complete.set_serving(serving)
 
     async def drain(self) -> None:
         """Tells health checks, those that watch included, that the server should be sent nothing more."""

@@ -18,8 +18,9 @@ Handler = Callable[[Any], Any]
 class Extension(Protocol):
     """RPCs of one of the protocol's extensions."""
 
-    names: Sequence[str]
-    """As ServerMetadata tells them."""
+    @property
+    def names(self) -> Sequence[str]:
+        """As ServerMetadata tells them."""
 
     def handlers(self) -> Mapping[str, Handler]:
         """By RPC name."""

@@ -11,6 +11,7 @@ from inferd_protocol.reasons import REASON_KEY
 from inferd_server.errors import (
     DeadlineExceeded,
     InvalidRequest,
+    LoadFailed,
     MalformedMessage,
     MessageTooLarge,
     ModelNotFound,
@@ -30,6 +31,7 @@ _CODES: dict[type[ServerError], grpc.StatusCode] = {
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotBuilt: grpc.StatusCode.UNIMPLEMENTED,
+    LoadFailed: grpc.StatusCode.INTERNAL,
     RuntimeFailure: grpc.StatusCode.INTERNAL,
 }
 

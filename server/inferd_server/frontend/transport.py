@@ -25,8 +25,8 @@ class Server(Protocol):
     async def start(self) -> None:
         """Accepts calls: the server is live, and not yet ready."""
 
-    async def set_serving(self) -> None:
-        """Tells health checks that the server is ready."""
+    async def set_serving(self, serving: bool) -> None:
+        """Tells health checks whether the server is ready."""
 
     async def drain(self) -> None:
         """Tells health checks, those that watch included, that the server should be sent nothing more."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from inferd_server.errors import InvalidRequest, ModelNotFound, ModelNotReady
+from inferd_server.repository.scan import Fingerprint
 from inferd_server.repository.servable import Servable
 
 
@@ -17,25 +18,36 @@ class State(StrEnum):
     """Being read, checked and warmed; not called yet."""
     READY = "READY"
     """Answers requests."""
+    UNLOADING = "UNLOADING"
+    """Finishes what it has accepted; not called any more."""
     UNAVAILABLE = "UNAVAILABLE"
     """Failed to load, or was unloaded; the reason says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class VersionEntry:
-    """A version in one state. `servable` is there in READY alone; `reason` says why in UNAVAILABLE."""
+    """A version in one state. `servable` is there in READY alone.
+
+    `reason` says why it is UNAVAILABLE; of one that is READY, why a newer file of the same version was not taken.
+    `fingerprint` tells the files that it was made of, or that failed, from later ones.
+    """
 
     state: State
     reason: str = ""
     servable: Servable | None = None
+    fingerprint: Fingerprint = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A model: its served versions in rising order. `failure` says why it has none."""
+    """A model: its versions in rising order, and the labels that are names for some of those that are READY.
+
+    `failure` says why it has no versions, or why a change of its config.pbtxt was not taken.
+    """
 
     versions: Mapping[int, VersionEntry] = field(default_factory=dict)
     failure: str = ""
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def latest(self) -> Servable | None:
@@ -43,21 +55,18 @@ class ModelEntry:
         ready = [entry.servable for _, entry in sorted(self.versions.items()) if entry.servable]
         return ready[-1] if ready else None
 
-    def with_version(self, version: int, entry: VersionEntry) -> ModelEntry:
-        """A copy in which one version has another state."""
-        return ModelEntry(dict(sorted({**self.versions, version: entry}.items())), self.failure)
-
 
 def find(models: Mapping[str, ModelEntry], name: str, version: str) -> Servable:
-    """The servable of a model's version; of its latest for an empty `version`.
+    """The servable of a model's version, by number or label; of its latest for an empty `version`.
 
-    Raises InvalidRequest where the version is no whole number, ModelNotFound where the model or version is not served,
-    ModelNotReady where it is known but cannot be called.
+    Raises InvalidRequest where `version` is neither a whole number nor a label, ModelNotFound where the model or
+    version is not served, ModelNotReady where it is known but cannot be called.
     """
-    number = parse_version(name, version)
     model = models.get(name)
     if model is None:
+        parse_version(name, version, {})
         raise ModelNotFound(f"model '{name}' is not known: expected one of {sorted(models)}")
+    number = parse_version(name, version, model.labels)
     if number is None:
         servable = model.latest
         if servable is None:
@@ -67,28 +76,36 @@ def find(models: Mapping[str, ModelEntry], name: str, version: str) -> Servable:
     if entry is None:
         raise ModelNotFound(f"model '{name}' has no version {number} that is served: expected {_listed(model)}")
     if entry.servable is None:
-        raise ModelNotReady(name, number, entry.reason or "it is loading")
+        raise ModelNotReady(name, number, _reason(entry))
     return entry.servable
 
 
-def parse_version(name: str, version: str) -> int | None:
-    """A version as requests write it: None for the empty string.
+def parse_version(name: str, version: str, labels: Mapping[str, int]) -> int | None:
+    """A version as requests write it, a number or a label: None for the empty string.
 
-    Raises InvalidRequest where it is no whole number.
+    Raises InvalidRequest where it is neither.
     """
     if not version:
         return None
+    number = labels.get(version)
+    if number is not None:
+        return number
     try:
         return int(version)
     except ValueError:
+        known = f", or one of its labels {sorted(labels)}" if labels else ", and it has no labels"
         raise InvalidRequest(
-            f"version '{version}' of model '{name}' is expected to be a whole number, or empty"
+            f"version '{version}' of model '{name}' is expected to be a whole number, or empty{known}"
         ) from None
 
 
 def _why(version: tuple[int, VersionEntry]) -> str:
     number, entry = version
-    return f"version {number}: {entry.reason or 'it is loading'}"
+    return f"version {number}: {_reason(entry)}"
+
+
+def _reason(entry: VersionEntry) -> str:
+    return entry.reason or ("it is being unloaded" if entry.state is State.UNLOADING else "it is loading")
 
 
 def _listed(model: ModelEntry) -> str:

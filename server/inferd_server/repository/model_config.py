@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from inferd_protocol import model_config_pb2
 from inferd_protocol.datatypes import BY_CONFIG
 
@@ -70,23 +70,37 @@ def read(path: Path | None, model: str, platform: str) -> DeclaredConfig:
         text_format.Parse(path.read_text(), message)
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise LoadError(f"{path.name} cannot be read: {error}") from error
-    _refuse_others(path.name, message, _HONOURED)
+    return _checked(path.name, message, model, platform)
+
+
+def read_json(text: str, model: str, platform: str) -> DeclaredConfig:
+    """Reads the same from JSON, as a request to load brings it. Raises as `read` does."""
+    message = model_config_pb2.ModelConfig()
+    try:
+        json_format.Parse(text, message)
+    except json_format.ParseError as error:
+        raise LoadError(f"parameter 'config' cannot be read: {error}") from error
+    return _checked("parameter 'config'", message, model, platform)
+
+
+def _checked(source: str, message: model_config_pb2.ModelConfig, model: str, platform: str) -> DeclaredConfig:
+    _refuse_others(source, message, _HONOURED)
     for tensors in (message.input, message.output):
         for tensor in tensors:
-            _refuse_others(f"{path.name}, '{tensor.name}'", tensor, _TENSOR_HONOURED)
+            _refuse_others(f"{source}, '{tensor.name}'", tensor, _TENSOR_HONOURED)
     if message.name and message.name != model:
-        raise LoadError(f"{path.name} says name: '{message.name}' in the folder of model '{model}'")
+        raise LoadError(f"{source} says name: '{message.name}' in the folder of model '{model}'")
     if message.platform not in ("", platform):
-        raise LoadError(f"{path.name} says platform: '{message.platform}', this server runs '{platform}'")
+        raise LoadError(f"{source} says platform: '{message.platform}', this server runs '{platform}'")
     if message.backend not in ("", "onnxruntime"):
-        raise LoadError(f"{path.name} says backend: '{message.backend}', this server runs 'onnxruntime'")
+        raise LoadError(f"{source} says backend: '{message.backend}', this server runs 'onnxruntime'")
     if message.max_batch_size < 0:
-        raise LoadError(f"{path.name} says max_batch_size: {message.max_batch_size}, expected 0 or more")
+        raise LoadError(f"{source} says max_batch_size: {message.max_batch_size}, expected 0 or more")
     # Absent and 0 read alike. Triton takes 0 from a file that declares tensors as 'no batch axis', and so is it here.
     declares_tensors = bool(message.input or message.output)
     return DeclaredConfig(
         max_batch_size=message.max_batch_size if message.max_batch_size or declares_tensors else None,
-        version_policy=_version_policy(path.name, message.version_policy),
+        version_policy=_version_policy(source, message.version_policy),
         inputs=tuple(_declared(tensor) for tensor in message.input),
         outputs=tuple(_declared(tensor) for tensor in message.output),
     )

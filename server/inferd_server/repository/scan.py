@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from inferd_protocol.artefact import CONFIG_FILE
 
-from inferd_server.errors import ConfigurationError
+from inferd_server.errors import ConfigurationError, LoadError
+
+Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
+"""Name, size, time of modification and inode of each of a version's files: another when any of them is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,36 @@ class ModelDirectory:
     versions: tuple[int, ...]
     config: Path | None
 
+    def fingerprint(self, version: int) -> Fingerprint:
+        """What a version is made of at this moment: its own files and those beside the version folders."""
+        own = self.path / str(version)
+        files = [path for path in own.rglob("*") if path.is_file()] + [
+            path for path in self.path.iterdir() if path.is_file()
+        ]
+        marks = []
+        for path in sorted(files):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            marks.append((str(path.relative_to(self.path)), stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        return tuple(marks)
 
-def scan(repository: Path) -> Mapping[str, ModelDirectory]:
+
+def read_directory(folder: Path) -> ModelDirectory:
+    """One model's folder. Raises LoadError where it is no model."""
+    model = _model(folder) if folder.is_dir() else None
+    if model is None:
+        raise LoadError(f"{folder.name} has neither a version folder nor a {CONFIG_FILE}")
+    return model
+
+
+def scan(repository: Path, *, may_be_empty: bool = False) -> Mapping[str, ModelDirectory]:
     """The models in a repository, by name.
 
     A model is a folder that has a version folder (named by a whole number from 1) or a config.pbtxt; hidden folders,
     such as those a publisher writes aside, are none. Raises ConfigurationError where the repository is missing, is no
-    folder, or holds no model.
+    folder, or holds no model and must not be empty.
     """
     if not repository.is_dir():
         what = "is no folder" if repository.exists() else "does not exist"
@@ -36,7 +63,7 @@ def scan(repository: Path) -> Mapping[str, ModelDirectory]:
         models = {folder.name: model for folder in folders if (model := _model(folder))}
     except OSError as error:
         raise ConfigurationError(f"--model-repository {repository} cannot be read: {error}") from error
-    if not models:
+    if not models and not may_be_empty:
         raise ConfigurationError(
             f"--model-repository {repository} holds no model: expected <model>/<version>/model.onnx in it, "
             "as `inferd publish` writes it"
