@@ -341,7 +341,7 @@ def test_the_memory_of_unloaded_models_is_given_back(tmp_path: Path) -> None:
             client.unload_model("big")
             return loaded, resident(server)
 
-        # The C library keeps an arena for each of some threads: what it holds grows by 15 MB at first, and then no more.
+        # The C library keeps an arena for each of some threads: it grows by 15 MB at first, then no more.
         _, without = load_and_unload()
         loaded, after = max(load_and_unload() for _ in range(10))
         assert loaded - without > 0.9 * size
