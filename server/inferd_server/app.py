@@ -18,12 +18,14 @@ from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
 from inferd_server.frontend.repository_service import RepositoryService
 from inferd_server.frontend.services import Services
+from inferd_server.frontend.shared_memory import CudaSharedMemory, SystemSharedMemory
 from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
+from inferd_server.shared_memory import Regions, most_regions
 from inferd_server.signals import SignalCounter
 from inferd_server.workers import Link, Report
 
@@ -49,7 +51,8 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
 
 
 async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
-    services = Services(repository, [RepositoryService(repository)])
+    regions = Regions(most_regions(), config.shared_memory_refusal)
+    services = Services(repository, [RepositoryService(repository), SystemSharedMemory(regions), CudaSharedMemory()])
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
     if link:
         services.hold_back()
@@ -58,11 +61,11 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
             _leave("stopped before it had loaded its models")
-        server = listen(config, InferenceCore(repository), services)
+        server = listen(config, InferenceCore(repository), services, regions)
         await server.start()
     else:
         # Ports before models: the server is live at once, and a port that is taken is known before a long load.
-        server = listen(config, InferenceCore(repository), services)
+        server = listen(config, InferenceCore(repository), services, regions)
         await server.start()
         loading = run_in_background(repository.start, "loading")
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)

@@ -5,6 +5,7 @@ The command line is generated from the fields, their defaults and the text in th
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,6 +39,14 @@ class ControlMode(StrEnum):
     NONE = "none"
     POLL = "poll"
     EXPLICIT = "explicit"
+
+
+class SharedMemory(StrEnum):
+    """Whether clients may register system shared memory."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
 
 
 class LogFormat(StrEnum):
@@ -115,6 +124,12 @@ class ServerConfig:
     grpc_server_key: Path | None = _setting("PEM private key of the server", parse=Path)
     grpc_root_cert: Path | None = _setting("PEM certificates that client certificates are checked against", parse=Path)
     grpc_use_ssl_mutual: bool = _setting("require client certificates", default=False, parse=bool)
+    shared_memory: SharedMemory = _setting(
+        "whether clients may register system shared memory, which whoever can call the server then reads and writes "
+        "as the server's user; auto says on where only this host can call it and there is one worker",
+        default=SharedMemory.AUTO,
+        parse=SharedMemory,
+    )
     drain_delay_secs: float = _setting(
         "seconds between saying NOT_SERVING and refusing calls, for load balancers to notice", default=0.0, parse=float
     )
@@ -137,6 +152,10 @@ class ServerConfig:
                 "--model-control-mode explicit works with one worker: a request reaches one of several, and the others "
                 "would not know; use poll with --workers"
             )
+        if self.shared_memory is SharedMemory.ON and self.workers > 1:
+            raise ConfigurationError(
+                "--shared-memory on needs --workers 1: a client's registration reaches only one worker"
+            )
         if self.grpc_port > 65535:
             raise ConfigurationError(f"--grpc-port expects at most 65535, got {self.grpc_port}")
         if self.grpc_use_ssl_mutual and not self.grpc_root_cert:
@@ -151,8 +170,35 @@ class ServerConfig:
             if path is not None and not path.is_file():
                 raise ConfigurationError(f"{path} is not a file: expected PEM certificates or a key")
 
+    @property
+    def shared_memory_refusal(self) -> str:
+        """Why clients may not register system shared memory, one sentence; empty where they may."""
+        match self.shared_memory:
+            case SharedMemory.ON:
+                return ""
+            case SharedMemory.OFF:
+                return "this server has shared memory switched off: send tensors in the message"
+        if self.workers > 1:
+            return "shared memory is off where a server has several workers: send tensors in the message"
+        if not _is_loopback(self.grpc_address):
+            return (
+                "shared memory is off where other hosts can call the server: send tensors in the message, "
+                "or start it with --shared-memory on"
+            )
+        return ""
+
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:
             if getattr(self, name) < least:
                 flag = "--" + name.replace("_", "-")
                 raise ConfigurationError(f"{flag} expects at least {least}, got {getattr(self, name)}")
+
+
+def _is_loopback(address: str) -> bool:
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        # Another name: who can call it is not known here.
+        return False

@@ -5,6 +5,9 @@
     ├── MalformedMessage         the bytes are no message of the RPC
     ├── MessageTooLarge          the message, or its answer, is larger than the server allows
     ├── ModelNotFound            no such model, or no such version is served
+    ├── RegionNotFound           no such shared memory region
+    ├── RegionExists             a shared memory region of the name is registered already
+    ├── TooManyRegions           as many shared memory regions are registered as there may be
     ├── Unavailable              not now; `reason` says which kind of not now
     │   ├── ModelNotReady        known, but loading, or its load failed
     │   ├── QueueFull            overloaded
@@ -48,6 +51,18 @@ class MessageTooLarge(ServerError):
 
 class ModelNotFound(ServerError):
     """No such model, or no such version of it is served."""
+
+
+class RegionNotFound(ServerError):
+    """No shared memory region of that name is registered."""
+
+
+class RegionExists(ServerError):
+    """A shared memory region of that name is registered already."""
+
+
+class TooManyRegions(ServerError):
+    """As many shared memory regions are registered as there may be."""
 
 
 class Unavailable(ServerError):

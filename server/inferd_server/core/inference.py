@@ -11,7 +11,7 @@ from collections.abc import Callable
 from inferd_server.core.plan import Plan, make_plan
 from inferd_server.errors import Draining
 from inferd_server.repository.manager import RepositoryManager
-from inferd_server.request import InferenceRequest, Reply, RequestForm
+from inferd_server.request import InferenceRequest, Reply, RequestForm, SharedMemoryRequest
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
 from inferd_server.scheduling.work import Work
 
@@ -44,13 +44,18 @@ class InferenceCore:
         """
         form = request.form
         plan = self._plan(form)
-        if plan.rows == 0:
-            plan.finish_without_rows(reply)
-            return None
         contents = request.contents
         expires_ns = now_ns + form.timeout_us * 1000 if form.timeout_us else None
         while True:
-            ordered = contents if plan.order is None else [contents[place] for place in plan.order]
+            ordered = contents
+            if not plan.plain:
+                if plan.order is not None:
+                    ordered = [contents[place] for place in plan.order]
+                if isinstance(request, SharedMemoryRequest):
+                    plan = plan.into(request.places)
+            if plan.rows == 0:
+                plan.finish(reply, plan.outputs_without_rows())
+                return None
             batcher = plan.servable.batcher
             try:
                 batcher.enqueue(

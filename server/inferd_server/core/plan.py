@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from inferd_protocol.datatypes import BYTES
@@ -17,6 +17,7 @@ from inferd_server.repository.servable import Servable
 from inferd_server.request import AnswerForm, Reply, RequestForm
 from inferd_server.runtime.backend import Signature
 from inferd_server.scheduling.work import Layout
+from inferd_server.shared_memory import Window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +25,8 @@ class Plan:
     """How requests of a form are run by a version, and how their outputs are answered."""
 
     servable: Servable
+    plain: bool
+    """Whether the request has the model's order and no output goes to shared memory."""
     order: tuple[int, ...] | None
     """For each of the model's inputs its place in the request; None where the request has the model's order."""
     rows: int
@@ -42,12 +45,16 @@ class Plan:
                 return
         reply.send(self.answer, outputs)
 
-    def finish_without_rows(self, reply: Reply) -> None:
-        """Answers a request of zero rows, for which nothing runs.
+    def into(self, places: tuple[Window | None, ...]) -> Plan:
+        """The same for one request, whose outputs go to these places."""
+        return replace(self, answer=replace(self.answer, places=places))
+
+    def outputs_without_rows(self) -> Sequence[Tensor]:
+        """What a request of zero rows gives, for which nothing runs.
 
         Raises InvalidRequest where only a run could tell the shapes of the outputs.
         """
-        self.finish(reply, _without_rows(self.servable.signature))
+        return _without_rows(self.servable.signature)
 
     def _answer(self, array: Tensor, place: int, count: int) -> Tensor:
         if not count:
@@ -74,6 +81,7 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
     )
     return Plan(
         servable=servable,
+        plain=in_order and not any(output.in_shared_memory for output in form.outputs),
         order=None if in_order else arranged.order,
         rows=arranged.rows,
         layout=arranged.layout,

@@ -14,6 +14,7 @@ from inferd_server.frontend.decoder import RequestDecoder
 from inferd_server.frontend.status import Status, status_of
 from inferd_server.request import AnswerForm
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.shared_memory import Regions
 
 
 class Call(ABC):
@@ -54,9 +55,9 @@ class Call(ABC):
 class InferEndpoint:
     """What every transport gives its ModelInfer calls to."""
 
-    def __init__(self, core: InferenceCore) -> None:
+    def __init__(self, core: InferenceCore, regions: Regions) -> None:
         self._core = core
-        self._decoder = RequestDecoder()
+        self._decoder = RequestDecoder(regions)
 
     def accept(self, message: bytes, call: Call, now_ns: int) -> DynamicBatcher | None:
         """Takes a call over, whose answer comes later and from another thread, or at once.

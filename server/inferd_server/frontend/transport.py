@@ -12,6 +12,7 @@ from inferd_server.errors import ConfigurationError
 from inferd_server.frontend.grpc_server import GrpcServer
 from inferd_server.frontend.infer import InferEndpoint
 from inferd_server.frontend.services import Services
+from inferd_server.shared_memory import Regions
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ class Server(Protocol):
         """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""
 
 
-def listen(config: ServerConfig, core: InferenceCore, services: Services) -> Server:
+def listen(config: ServerConfig, core: InferenceCore, services: Services, regions: Regions) -> Server:
     """The server with the transport that is asked for.
 
     Raises ConfigurationError where it is not installed, or cannot listen.
     """
-    endpoint = InferEndpoint(core)
+    endpoint = InferEndpoint(core, regions)
     if not _native(config):
         return GrpcServer(config, endpoint, services)
     # Imported when used: it is an extra.

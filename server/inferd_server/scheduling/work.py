@@ -39,11 +39,18 @@ class Layout:
         return cls(tuple(dtypes), tuple(row_shapes), batched, str(row_shapes))
 
     def array(self, index: int, content: Content, rows: int) -> Tensor:
-        """The content of input `index` as an array of `rows` rows: a view where the elements are aligned."""
+        """The content of input `index` as an array of `rows` rows: a view where the elements are aligned.
+
+        Raises InvalidRequest where it is in shared memory that has become too short.
+        """
         if isinstance(content, np.ndarray):
             return content
         row_shape = self.row_shapes[index]
         shape = (rows, *row_shape) if self.batched else row_shape
+        if not isinstance(content, memoryview):
+            array = np.empty(shape, self.dtypes[index])
+            content.read_into(array.data)
+            return array
         if not len(content):
             return np.empty(shape, self.dtypes[index])
         array = np.frombuffer(content, self.dtypes[index]).reshape(shape)

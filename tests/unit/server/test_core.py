@@ -166,13 +166,6 @@ def test_typed_contents_of_another_kind_are_refused(changes: dict[str, object], 
         decode_message(message(raw_input_contents=[], **changes))
 
 
-def test_shared_memory_is_not_built() -> None:
-    request = pb.ModelInferRequest.FromString(message())
-    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    with pytest.raises(NotBuilt, match="'x' is in shared memory"):
-        decode_message(request.SerializeToString())
-
-
 @pytest.mark.parametrize("junk", [b"\xff", b"\x0a\xff\xff", message()[:-1]])
 def test_bytes_that_are_no_message_are_named_so(junk: bytes) -> None:
     with pytest.raises(MalformedMessage):
