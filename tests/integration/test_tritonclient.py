@@ -74,6 +74,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
         "parameters",
         "model_repository",
         "model_repository(unload_dependents)",
+        "system_shared_memory",
     }
     model = client.get_model_metadata("classifier")
     assert (model.name, list(model.versions), model.platform) == ("classifier", ["2"], "onnxruntime_onnx")
@@ -247,8 +248,6 @@ def test_rpcs_that_are_not_built_say_so(client: triton.InferenceServerClient) ->
     for call in (
         lambda: client.get_model_config("classifier"),
         client.get_inference_statistics,
-        client.get_system_shared_memory_status,
-        client.get_cuda_shared_memory_status,
         client.get_trace_settings,
         client.get_log_settings,
     ):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from inferd_protocol import grpc_service_pb2 as pb
 from inferd_protocol.datatypes import BY_NAME
 from inferd_server.config import ServerConfig, SharedMemory
@@ -105,7 +109,7 @@ def test_what_is_no_file_is_refused_at_once(make: Any) -> None:
         path.unlink()
         make(path)
         try:
-            with pytest.raises(InvalidRequest, match="no shared memory object|Is a directory"):
+            with pytest.raises(InvalidRequest, match=r"no shared memory object|Is a directory"):
                 Regions(most=1).register("r", path.name, 0, 1)
         finally:
             path.rmdir() if path.is_dir() else path.unlink()
@@ -229,9 +233,9 @@ def test_where_it_is_switched_off_nothing_can_be_registered(key: str) -> None:
         ({"grpc_address": "::1"}, True),
         ({"grpc_address": "127.8.8.8"}, True),
         ({"grpc_address": "localhost"}, True),
-        ({"grpc_address": "0.0.0.0"}, False),  # noqa: S104 - nothing listens
+        ({"grpc_address": "0.0.0.0"}, False),
         ({"grpc_address": "example.com"}, False),
-        ({"grpc_address": "0.0.0.0", "shared_memory": SharedMemory.ON}, True),  # noqa: S104
+        ({"grpc_address": "0.0.0.0", "shared_memory": SharedMemory.ON}, True),
         ({"workers": 2}, False),
         ({"shared_memory": SharedMemory.OFF}, False),
     ],
@@ -476,3 +480,83 @@ def test_an_output_without_elements_needs_no_room(regions: Regions) -> None:
     form = AnswerForm("m", "3", (("y", FP32),), (regions.window("y", Range("r", 0, 0)),))
     response = pb.ModelInferResponse.FromString(encode_answer(form, "", [np.ones((0, 2), np.float32)]))
     assert list(response.raw_output_contents) == [b""]
+
+
+def test_a_request_finishes_in_a_region_that_was_unregistered_meanwhile(regions: Regions, key: str) -> None:
+    sent = message(parameters(), outputs=(parameters(offset=100),))
+    request = RequestDecoder(regions).decode(sent)
+    assert isinstance(request, SharedMemoryRequest)
+    regions.unregister_all()
+    (FOLDER / key).unlink()
+    layout = Layout.of([np.dtype("<f4")], [()], batched=True)
+    waiting = Work(request.contents, 2, layout, Nobody(), lambda reply, outputs: None)  # type: ignore[arg-type]
+    (array,) = gather([(waiting, 0, 2)], 2)
+    assert array.tobytes() == DATA[16:24]
+    (place,) = request.places
+    assert place is not None
+    encode_answer(AnswerForm("m", "3", (("y0", FP32),), request.places), "", [array])
+    assert place.read() == DATA[16:24]
+
+
+# Whatever comes
+
+known_places = st.sampled_from(
+    [None, parameters(), parameters(offset=8), parameters(region="s"), parameters(offset=193)]
+)
+requests = st.builds(
+    lambda places, outputs, raw, request_id: message(*places, outputs=outputs, raw=raw, request_id=request_id),
+    st.lists(known_places, max_size=3),
+    st.lists(known_places, max_size=2).map(tuple),
+    st.lists(st.sampled_from([b"a" * 8, b"b" * 8]), max_size=3).map(tuple),
+    st.sampled_from(["", "7", "another"]),
+)
+
+
+@st.composite
+def disturbed(draw: st.DrawFn) -> bytes:
+    """A message, or one with a byte changed, or another one appended: fields twice."""
+    sent = draw(requests)
+    place = draw(st.integers(0, len(sent) - 1))
+    match draw(st.integers(0, 4)):
+        case 0:
+            return sent[:place] + draw(st.binary(min_size=1, max_size=1)) + sent[place + 1 :]
+        case 1:
+            return sent + draw(requests)
+        case _:
+            return sent
+
+
+def told(decode: Callable[[], tuple[Any, ...]]) -> object:
+    try:
+        form, request_id, parts, places = decode()
+    except ServerError as error:
+        return type(error), str(error)
+    content = [
+        part.tolist() if isinstance(part, np.ndarray) else bytes(part.read() if isinstance(part, Window) else part)
+        for part in parts
+    ]
+    return astuple(form), request_id, content, [place and (place.offset, place.nbytes) for place in places]
+
+
+@given(st.lists(disturbed(), min_size=1, max_size=6))
+def test_any_sequence_of_messages_is_decoded_as_if_each_were_parsed(sequence: list[bytes]) -> None:
+    with shared_object(256, DATA) as path:
+        regions = Regions(most=1)
+        regions.register("r", path.name, 16, 200)
+        decoder = RequestDecoder(regions)
+
+        def remembered(sent: bytes) -> tuple[Any, ...]:
+            request = decoder.decode(sent)
+            places = request.places if isinstance(request, SharedMemoryRequest) else ()
+            return request.form, request.id, request.contents, places
+
+        def parsed(sent: bytes) -> tuple[Any, ...]:
+            decoded = decode_message(sent, regions)
+            places = [
+                place and regions.window(output.name, place)
+                for output, place in zip(decoded.form.outputs, decoded.outputs_in, strict=False)
+            ]
+            return decoded.form, decoded.id, decoded.contents, places
+
+        for sent in sequence + sequence:
+            assert told(functools.partial(remembered, sent)) == told(functools.partial(parsed, sent))
