@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,16 +17,12 @@ from inferd_protocol.reasons import Parameter
 from inferd_protocol.tensors import Tensor, TensorError, check_raw_size, decode_contents, decode_raw, encode_raw
 
 from inferd_server.errors import InvalidRequest, MalformedMessage, NotBuilt
+from inferd_server.frontend.parameters import integer, shared_ranges
 from inferd_server.request import AnswerForm, Content, RequestedOutput, RequestForm, TensorForm
 from inferd_server.shared_memory import NO_REGIONS, Range, Regions, Window
 
 _RESPONSE_ID = pb.ModelInferResponse.ID_FIELD_NUMBER
 _RAW_OUTPUT_CONTENTS = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
-_SHARED_MEMORY = (
-    Parameter.SHARED_MEMORY_REGION,
-    Parameter.SHARED_MEMORY_OFFSET,
-    Parameter.SHARED_MEMORY_BYTE_SIZE,
-)
 _SCHEDULING_NOT_BUILT = {
     Parameter.SEQUENCE_ID: "sequences",
     Parameter.SEQUENCE_START: "sequences",
@@ -60,11 +56,11 @@ def decode_message(message: bytes, regions: Regions = NO_REGIONS) -> DecodedMess
         raise MalformedMessage(f"the bytes received are no ModelInferRequest: {error}") from error
     inputs = tuple(TensorForm(field.name, _datatype(field), tuple(field.shape)) for field in request.inputs)
     try:
-        inputs_in = _ranges(request.inputs)
+        inputs_in = shared_ranges(request.inputs)
         contents = _contents(request, inputs, inputs_in, regions)
     except TensorError as error:
         raise InvalidRequest(str(error)) from error
-    outputs_in = _ranges(request.outputs)
+    outputs_in = shared_ranges(request.outputs)
     outputs = tuple(map(_requested, request.outputs))
     form = RequestForm(
         model_name=request.model_name,
@@ -250,36 +246,6 @@ def _datatype(field: pb.ModelInferRequest.InferInputTensor) -> Datatype:
     return datatype
 
 
-def _ranges(
-    fields: Iterable[pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor],
-) -> tuple[Range | None, ...]:
-    """The shared memory that each tensor names; empty where none does. Raises InvalidRequest."""
-    ranges = tuple([_range(field) if field.parameters else None for field in fields])
-    return ranges if any(ranges) else ()
-
-
-def _range(
-    field: pb.ModelInferRequest.InferInputTensor | pb.ModelInferRequest.InferRequestedOutputTensor,
-) -> Range | None:
-    parameters = field.parameters
-    named = [name for name in _SHARED_MEMORY if name in parameters]
-    if not named:
-        return None
-    for name in (Parameter.SHARED_MEMORY_REGION, Parameter.SHARED_MEMORY_BYTE_SIZE):
-        if name not in named:
-            raise InvalidRequest(f"tensor '{field.name}' has parameter {named[0]} without {name}: expected both")
-    region = parameters[Parameter.SHARED_MEMORY_REGION]
-    if not region.string_param:
-        raise InvalidRequest(f"{Parameter.SHARED_MEMORY_REGION} of tensor '{field.name}' is expected to be a name")
-    sizes = []
-    for name in (Parameter.SHARED_MEMORY_OFFSET, Parameter.SHARED_MEMORY_BYTE_SIZE):
-        size = _integer(f"{name} of tensor '{field.name}'", parameters[name]) if name in named else 0
-        if size < 0:
-            raise InvalidRequest(f"{name} of tensor '{field.name}' is expected to be 0 or more, got {size}")
-        sizes.append(size)
-    return Range(region.string_param, *sizes)
-
-
 def _in_shared_memory(output: RequestedOutput, place: Range | None) -> RequestedOutput:
     if place is None:
         return output
@@ -294,7 +260,7 @@ def _requested(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> Reque
     if Parameter.CLASSIFICATION not in output.parameters:
         return RequestedOutput(output.name)
     value = output.parameters[Parameter.CLASSIFICATION]
-    count = _integer(f"classification of output '{output.name}'", value)
+    count = integer(f"classification of output '{output.name}'", value)
     if count < 1:
         raise InvalidRequest(f"classification of output '{output.name}' is expected to be 1 or more, got {count}")
     return RequestedOutput(output.name, count)
@@ -306,17 +272,7 @@ def _timeout(request: pb.ModelInferRequest) -> int:
             raise NotBuilt(f"parameter '{name}' asks for {feature}, which this server does not have: leave it out")
     if Parameter.TIMEOUT not in request.parameters:
         return 0
-    timeout = _integer("parameter 'timeout'", request.parameters[Parameter.TIMEOUT])
+    timeout = integer("parameter 'timeout'", request.parameters[Parameter.TIMEOUT])
     if timeout < 0:
         raise InvalidRequest(f"parameter 'timeout' is expected to be microseconds, 0 or more, got {timeout}")
     return timeout
-
-
-def _integer(what: str, value: pb.InferParameter) -> int:
-    match value.WhichOneof("parameter_choice"):
-        case "int64_param":
-            return value.int64_param
-        case "uint64_param":
-            return value.uint64_param
-        case other:
-            raise InvalidRequest(f"{what} is expected to be an int64, got {other or 'nothing'}")

@@ -24,6 +24,7 @@ from inferd_server.errors import (
     NotBuilt,
     RegionExists,
     RegionNotFound,
+    RuntimeFailure,
     ServerError,
     TooManyRegions,
 )
@@ -32,7 +33,7 @@ from inferd_server.frontend.decoder import RequestDecoder
 from inferd_server.request import AnswerForm, InferenceRequest, SharedMemoryRequest
 from inferd_server.scheduling.batch import gather
 from inferd_server.scheduling.work import Assembly, Layout, Work
-from inferd_server.shared_memory import FOLDER, Range, Regions, Window, most_regions
+from inferd_server.shared_memory import FOLDER, Range, Region, Regions, Window, most_regions
 from support.shared_memory import shared_object
 
 DATA = bytes(range(256))
@@ -208,6 +209,12 @@ def test_a_file_that_was_cut_short_is_an_error_and_no_signal(regions: Regions, k
     with pytest.raises(InvalidRequest, match="has become shorter"):
         window.write(memoryview(b"x" * 8))
     assert (FOLDER / key).stat().st_size == size, "a write must not make it longer again"
+
+
+def test_a_write_that_the_system_refuses_is_an_error_of_the_call(key: str) -> None:
+    read_only = Region("r", key, 0, 256, os.open(FOLDER / key, os.O_RDONLY))
+    with pytest.raises(RuntimeFailure, match="shared memory region 'r' cannot be written: Bad file descriptor"):
+        Window(read_only, 0, 8).write(memoryview(b"x" * 8))
 
 
 def test_a_window_out_of_its_region_is_refused(regions: Regions) -> None:
