@@ -15,6 +15,7 @@ EXPORTED = [
     "NO_RETRY",
     "AsyncClient",
     "BadResponse",
+    "BatchStatistics",
     "Cancelled",
     "Classification",
     "Client",
@@ -22,12 +23,16 @@ EXPORTED = [
     "ControlOff",
     "DeadlineExceeded",
     "Draining",
+    "Duration",
     "InferResult",
     "InferdError",
     "InvalidInput",
     "MessageTooLarge",
+    "ModelConfig",
+    "ModelIndex",
     "ModelMetadata",
     "ModelNotFound",
+    "ModelStatistics",
     "NotReady",
     "Overloaded",
     "PermissionDenied",
@@ -95,7 +100,18 @@ module.{command.upper()}.add_arguments(argparse.ArgumentParser())
 
 
 def test_grpc_is_imported_in_one_place() -> None:
-    for module in ("core", "requests", "results", "retry", "errors", "metadata", "splitting", "known"):
+    for module in (
+        "core",
+        "requests",
+        "results",
+        "retry",
+        "errors",
+        "metadata",
+        "splitting",
+        "known",
+        "repository",
+        "model_statistics",
+    ):
         assert "grpc" not in top_level_modules(f"import inferd_client.{module}"), module
     assert "grpc" in top_level_modules("import inferd_client.channel")
 
