@@ -31,7 +31,9 @@ with contextlib.ExitStack() as stack:
         inputs[number].set_shared_memory("example_inputs", SIZE, offset=number * SIZE)
         outputs[number].set_shared_memory("example_outputs", SIZE, offset=number * SIZE)
     result = client.infer(simple.MODEL, inputs, outputs=outputs)
-    simple.expect(result.as_numpy("OUTPUT0") is None, "the answer itself has no data")
+    described = {output.name: list(output.shape) for output in result.get_response().outputs}
+    simple.expect(described == {"OUTPUT0": [1, 16], "OUTPUT1": [1, 16]}, f"the answer tells shapes, got {described}")
+    simple.expect(not any(result.get_response().raw_output_contents), "the answer itself has no data")
 
     total = shm.get_contents_as_numpy(regions["example_outputs"], np.int32, [1, 16])
     difference = shm.get_contents_as_numpy(regions["example_outputs"], np.int32, [1, 16], offset=SIZE)
