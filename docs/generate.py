@@ -35,7 +35,7 @@ def _name(action: argparse.Action) -> str:
 
 
 def _meaning(action: argparse.Action) -> str:
-    text = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%").replace("|", "\\|")
+    text = ((action.help or "") % vars(action)).replace("|", "\\|")  # as argparse fills in what it may name
     return f"**required**; {text}" if action.required and action.option_strings else text
 
 
