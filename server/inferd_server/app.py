@@ -15,6 +15,7 @@ from typing import NoReturn
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
+from inferd_server.frontend.config_service import ConfigService
 from inferd_server.frontend.services import Services
 from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
@@ -47,7 +48,7 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
 
 
 async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
-    services = Services(repository)
+    services = Services(repository, [ConfigService(repository)])
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
     if link:
         services.hold_back()

@@ -50,7 +50,7 @@ class InferenceCore:
         contents = request.contents
         if plan.order is not None:
             contents = [contents[place] for place in plan.order]
-        expires_ns = now_ns + form.timeout_us * 1000 if form.timeout_us else None
+        expires_ns = now_ns + plan.timeout_ns if plan.timeout_ns else None
         batcher = plan.servable.batcher
         try:
             batcher.enqueue(
