@@ -14,6 +14,9 @@ from inferd_server.repository.config.reading import BACKEND
 from inferd_server.repository.version_policy import All, Latest, Specific
 from inferd_server.runtime.backend import Signature, TensorSpec
 
+_UINT32_MAX = 2**32 - 1
+"""The field ends there, the server's flag does not."""
+
 
 def configuration(
     name: str, platform: str, provider: str, signature: Signature, declared: DeclaredConfig, config: ModelConfig
@@ -36,7 +39,8 @@ def configuration(
         message.output.add().CopyFrom(_output(spec, outputs.get(spec.name), batched=config.batched))
     if config.batched:
         message.dynamic_batching.max_queue_delay_microseconds = config.max_queue_delay_microseconds
-        message.dynamic_batching.default_queue_policy.max_queue_size = config.max_queue_size
+        queue_size = min(config.max_queue_size, _UINT32_MAX)
+        message.dynamic_batching.default_queue_policy.max_queue_size = queue_size
     del message.instance_group[:]
     message.instance_group.add(kind=kind_of(provider), count=config.instances)
     message.default_model_filename = declared.model_filename or MODEL_FILE

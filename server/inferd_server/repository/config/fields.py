@@ -189,7 +189,7 @@ def _refused(message: Message, prefix: str) -> Iterator[tuple[str, str, str]]:
         path = f"{prefix}{field.name}"
         verdict = FIELDS.get(path, Refused("and this server does not know it"))
         if isinstance(verdict, Refused):
-            name = getattr(message, "name", "") if prefix else ""
+            name = getattr(message, "name", "") if prefix and field.name != "name" else ""
             yield path, f" of '{name}'" if name else "", verdict.why
         elif children(field) is not None:
             for each in _messages(field, value):

@@ -18,7 +18,6 @@ _ENTRIES = (
     "session.disable_prepacking",
     "session.inter_op.allow_spinning",
     "session.intra_op.allow_spinning",
-    "session.set_denormal_as_zero",
     "session.use_device_allocator_for_initializers",
 )
 
@@ -48,7 +47,9 @@ REFUSED = frozenset(
 """Keys that Triton's backend knows and this server does not have."""
 
 REFUSED_PREFIXES = ("ep.", "memory.", "optimization.", "session.")
-"""Names of the runtime's own: of these, what is not honoured is refused."""
+"""Names of the runtime's own: of these, what is not honoured is refused.
+
+`session.set_denormal_as_zero` for one: the runtime takes it from the first session of the process, for all of them."""
 
 
 def session_settings(source: str, parameters: Mapping[str, str], graph_level: int) -> SessionSettings:

@@ -45,6 +45,9 @@ def read_json(text: str, folder: Path, model: str, platform: str) -> DeclaredCon
     Raises LoadError as `read` does.
     """
     message = pb.ModelConfig()
+    if not text.lstrip().startswith("{"):
+        # The parser takes an empty list for an empty object.
+        raise LoadError(f"{JSON_SOURCE} is expected to be a JSON object, the form of a model's configuration")
     try:
         json_format.Parse(text, message)
     except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
@@ -134,5 +137,7 @@ def _tensor(source: str, kind: str, tensor: pb.ModelInput | pb.ModelOutput) -> D
 
 
 def _first_line(error: Exception) -> str:
-    """Parsers add the names of every field there is."""
+    """What is wrong: parsers add the names of every field there is, and the system the server's folders."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
