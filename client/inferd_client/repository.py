@@ -17,10 +17,10 @@ from inferd_protocol.grpc_service_pb2 import (
     RepositoryModelLoadRequest,
     RepositoryModelUnloadRequest,
 )
+from inferd_protocol.reasons import LABEL_PREFIX
 
 from inferd_client.errors import BadResponse, InvalidInput
 
-_LABEL = "label:"
 _PROVIDER = "provider"
 _FILE = re.compile(r"\d+/.+")
 
@@ -82,7 +82,7 @@ def load_request(
             raise InvalidInput(f"a label of model '{name}' has no name")
         if not 0 <= version < 2**63:
             raise InvalidInput(f"label '{label}' stands for a version of 1 or more, or 0 to remove it, got {version}")
-        parameters[_LABEL + label].CopyFrom(ModelRepositoryParameter(int64_param=version))
+        parameters[LABEL_PREFIX + label].CopyFrom(ModelRepositoryParameter(int64_param=version))
     return request.SerializeToString()
 
 
@@ -118,9 +118,9 @@ def parse_config(data: bytes) -> ModelConfig:
     parameters = {key: parameter.string_value for key, parameter in config.parameters.items()}
     # Another server's parameters are a backend's own: one that only looks like a label is none.
     labels = {
-        key.removeprefix(_LABEL): int(value)
+        key.removeprefix(LABEL_PREFIX): int(value)
         for key, value in sorted(parameters.items())
-        if key.startswith(_LABEL) and value.isdecimal()
+        if key.startswith(LABEL_PREFIX) and value.isdecimal()
     }
     return ModelConfig(
         config.name,

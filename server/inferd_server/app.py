@@ -16,6 +16,7 @@ from typing import NoReturn
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
+from inferd_server.frontend.config_service import ConfigService
 from inferd_server.frontend.repository_service import RepositoryService
 from inferd_server.frontend.services import Services
 from inferd_server.frontend.shared_memory import CudaSharedMemory, SystemSharedMemory
@@ -52,7 +53,10 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
 
 async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
     regions = Regions(most_regions(), config.shared_memory_refusal)
-    services = Services(repository, [RepositoryService(repository), SystemSharedMemory(regions), CudaSharedMemory()])
+    services = Services(
+        repository,
+        [ConfigService(repository), RepositoryService(repository), SystemSharedMemory(regions), CudaSharedMemory()],
+    )
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
     if link:
         services.hold_back()

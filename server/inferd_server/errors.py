@@ -11,7 +11,7 @@
     ├── Unavailable              not now; `reason` says which kind of not now
     │   ├── ModelNotReady        known, but loading, or its load failed
     │   ├── QueueFull            overloaded
-    │   ├── QueueTimeout         waited longer than the request allows
+    │   ├── QueueTimeout         waited longer than the request or its model allows
     │   ├── Draining             shutting down
     │   └── ControlOff           loading and unloading by request is switched off
     ├── DeadlineExceeded         the client's deadline passed before the run
@@ -91,12 +91,12 @@ class QueueFull(Unavailable):
 
 
 class QueueTimeout(Unavailable):
-    """The request waited longer than its own `timeout` parameter allows."""
+    """The request waited longer than its own `timeout` parameter, or its model's default, allows."""
 
     reason = Reason.QUEUE_TIMEOUT
 
     def __init__(self) -> None:
-        super().__init__("the request waited in the queue longer than its timeout parameter allows")
+        super().__init__("the request waited in the queue longer than its timeout, or that of its model, allows")
 
 
 class Draining(Unavailable):

@@ -13,10 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "triton"
 SHARED = "simple.py"
 """What the examples import; it is none itself."""
 NOT_BUILT = {
-    "model_config.py",
     "model_statistics.py",
-    "repository_control.py",
-    "shared_memory.py",
     "streaming.py",
 }
 """Those that need an RPC or a feature that the server does not have yet. Once it has, the test fails: take it out."""

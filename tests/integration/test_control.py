@@ -252,6 +252,25 @@ def test_labels_are_versions_that_move_only_to_what_is_ready(repository: Path, t
         assert "one of its labels ['stable']" in why
 
 
+def test_labels_stand_in_the_config_too_until_a_request_moves_them(repository: Path, transport: str) -> None:
+    publish(repository, 2, 2)
+    (repository / "m" / "config.pbtxt").write_text(
+        """parameters { key: "label:stable" value { string_value: "1" } }
+        parameters { key: "label:absent" value { string_value: "9" } }"""
+    )
+    with (
+        serve(repository, "--transport", transport, *POLL) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        assert (answer(client), answer(client, "stable")) == ((2, "2"), (1, "1"))
+        assert refused(lambda: answer(client, "absent"))[0] == "INVALID_ARGUMENT"
+        parameters = client.get_model_config("m").config.parameters
+        assert parameters["label:stable"].string_value == "1"
+        assert parameters["provider"].string_value == "CPUExecutionProvider"
+        label(server.address, "stable", 2)
+        assert answer(client, "stable") == (2, "2")
+
+
 def test_a_labelled_version_outlives_the_policy(repository: Path, transport: str) -> None:
     with (
         serve(repository, "--transport", transport, *POLL) as server,

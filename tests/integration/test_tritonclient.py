@@ -72,6 +72,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
         "binary_tensor_data",
         "classification",
         "parameters",
+        "model_configuration",
         "model_repository",
         "model_repository(unload_dependents)",
         "system_shared_memory",
@@ -246,7 +247,6 @@ def test_an_input_that_only_the_graph_can_refuse(client: triton.InferenceServerC
 
 def test_rpcs_that_are_not_built_say_so(client: triton.InferenceServerClient) -> None:
     for call in (
-        lambda: client.get_model_config("classifier"),
         client.get_inference_statistics,
         client.get_trace_settings,
         client.get_log_settings,

@@ -45,7 +45,6 @@ class InferenceCore:
         form = request.form
         plan = self._plan(form)
         contents = request.contents
-        expires_ns = now_ns + form.timeout_us * 1000 if form.timeout_us else None
         while True:
             ordered = contents
             if not plan.plain:
@@ -56,6 +55,7 @@ class InferenceCore:
             if plan.rows == 0:
                 plan.finish(reply, plan.outputs_without_rows())
                 return None
+            expires_ns = now_ns + plan.timeout_ns if plan.timeout_ns else None
             batcher = plan.servable.batcher
             try:
                 batcher.enqueue(

@@ -34,6 +34,8 @@ class Plan:
     selection: tuple[Selection, ...] | None
     """The outputs to answer; None for all of them as they are."""
     answer: AnswerForm
+    timeout_ns: int
+    """Longest wait in the queue; 0 for no limit."""
 
     def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
         """Answers a request with what its run gave: every output, in the model's order."""
@@ -87,6 +89,7 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
         layout=arranged.layout,
         selection=None if everything else selection,
         answer=AnswerForm(servable.name, str(servable.version), outputs),
+        timeout_ns=servable.config.queue_timeout_us(form.timeout_us) * 1000,
     )
 
 

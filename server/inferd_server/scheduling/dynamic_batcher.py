@@ -31,7 +31,8 @@ class DynamicBatcher:
     """Owns the queue of one model version and the instances that empty it.
 
     `max_batch_size` is rows a run, 0 for a model without a batch axis. `instances` batches run at the same time.
-    `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs.
+    `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs; one of
+    `preferred_rows` waits no longer either, 0 for none.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class DynamicBatcher:
         instances: int,
         queue: RequestQueue,
         max_queue_delay_ns: int = 0,
+        preferred_rows: int = 0,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._model = model
         self._output_names = [spec.name for spec in model.signature.outputs]
         self._batched = max_batch_size > 0
         self._max_rows = max(1, max_batch_size)
+        self._enough_rows = preferred_rows or self._max_rows
         self._queue = queue
         self._delay_ns = max_queue_delay_ns if self._batched else 0
         self._clock_ns = clock_ns
@@ -125,7 +128,7 @@ class DynamicBatcher:
         """0 where the next batch is to run now."""
         if not self._delay_ns or self._closed:
             return 0.0
-        return max(0, self._queue.due_ns(self._max_rows, self._delay_ns) - self._clock_ns()) / 1e9
+        return max(0, self._queue.due_ns(self._enough_rows, self._delay_ns) - self._clock_ns()) / 1e9
 
     def _run_batches(self) -> None:
         """Holds an instance while batches are due."""

@@ -65,7 +65,9 @@ class Caller:
 class Bench:
     """A batcher, its model, and a clock that stands still."""
 
-    def __init__(self, model: GatedModel, instances: int = 1, max_size: int = 100, delay_ns: int = 0) -> None:
+    def __init__(
+        self, model: GatedModel, instances: int = 1, max_size: int = 100, delay_ns: int = 0, preferred_rows: int = 0
+    ) -> None:
         self.model = model
         self.now_ns = 0
         self.batcher = DynamicBatcher(
@@ -75,6 +77,7 @@ class Bench:
             instances=instances,
             queue=RequestQueue(max_size, 10**6),
             max_queue_delay_ns=delay_ns,
+            preferred_rows=preferred_rows,
             clock_ns=lambda: self.now_ns,
         )
 
@@ -255,6 +258,17 @@ def test_a_batch_waits_for_more_rows_where_the_model_asks_for_it(make: Callable[
     callers = [bench.ask(1), bench.ask(2, 3), bench.ask(4)]
     assert [caller.result() for caller in callers] == [[2], [4, 6], [8]]
     assert bench.model.runs == [4], "one batch, as soon as it is full"
+
+
+def test_a_batch_of_a_preferred_size_waits_no_longer(make: Callable[..., Bench]) -> None:
+    bench = make(delay_ns=10**15, preferred_rows=2)
+    bench.open()
+    one = bench.ask(1)
+    assert not one.future.done()
+    other = bench.ask(2)
+    assert [one.result(), other.result()] == [[2], [4]]
+    assert bench.model.runs == [2]
+    assert bench.ask(1, 2, 3).result() == [2, 4, 6], "larger ones are formed too"
 
 
 def test_a_batch_that_stays_small_runs_when_its_delay_is_over(make: Callable[..., Bench]) -> None:

@@ -69,8 +69,12 @@ def test_a_file_is_honoured(tmp_path: Path) -> None:
         ('platform: "tensorflow_savedmodel"', "this server runs 'onnxruntime_onnx'"),
         ('backend: "python"', "this server runs 'onnxruntime'"),
         ("max_batch_size: -1", "expected 0 or more"),
-        ("dynamic_batching { }", "sets dynamic_batching, which this server does not have"),
-        ('input [{ name: "x0" data_type: TYPE_FP32 dims: [3] reshape { shape: [] } }]', "'x0' sets reshape"),
+        (
+            "sequence_batching { }",
+            "sets sequence_batching, and requests of a sequence are not kept",
+        ),
+        ('runtime: "a" model_metrics { }', "sets runtime, .*: take it out, and model_metrics too$"),
+        ('input [{ name: "x0" optional: true }]', "sets input.optional of 'x0', and every input"),
         ("version_policy: { specific { } }", "expects versions from 1"),
     ],
 )
