@@ -32,6 +32,8 @@ class Parameter(StrEnum):
     SEQUENCE_ID = "sequence_id"
     SEQUENCE_START = "sequence_start"
     SEQUENCE_END = "sequence_end"
+    FINAL_RESPONSE = "triton_final_response"
+    """On an answer of a stream, bool: its request has no further one."""
     CLASSIFICATION = "classification"
     """On an output, int64 k: answer the k largest elements of each row as BYTES `value:index[:label]`."""
     SHARED_MEMORY_REGION = "shared_memory_region"

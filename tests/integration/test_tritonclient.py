@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import tritonclient.grpc as triton
 from support import models
 from support.limits import MAX_BATCH_SIZE, MAX_REQUEST_ROWS
 from support.models import ELEMENT_TYPES
-from support.server import ServerProcess
 from tritonclient.utils import InferenceServerException
 
 IMAGES = np.random.default_rng(7).integers(0, 256, (300, 4, 4, 1), np.uint8)
@@ -252,13 +250,3 @@ def test_rpcs_that_are_not_built_say_so(client: triton.InferenceServerClient) ->
         with pytest.raises(InferenceServerException, match="this server does not have it") as caught:
             call()
         assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-
-
-def test_streaming_is_not_built_and_says_so(server: ServerProcess) -> None:
-    from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-    with grpc.insecure_channel(server.address) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            next(stub.ModelStreamInfer(iter([service_pb2.ModelInferRequest()]), timeout=30))
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
