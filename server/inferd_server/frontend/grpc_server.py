@@ -76,9 +76,13 @@ class GrpcServer:
         """Tells health checks, those that watch included, that the server should be sent nothing more."""
         await self._health.enter_graceful_shutdown()
 
+    def end_streams(self) -> bool:
+        """Reads no more requests from streams: each ends once it has answered those it has. Whether there are any."""
+        return self._streams.drain()
+
     async def stop(self, timeout: float) -> None:
         """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""
-        self._streams.drain()
+        self.end_streams()
         await self._server.stop(timeout)
 
     async def _set_health(self, status: int) -> None:

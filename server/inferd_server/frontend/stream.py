@@ -42,10 +42,11 @@ class StreamInfer:
         finally:
             self._streams.remove(stream)
 
-    def drain(self) -> None:
-        """From here on no stream is read. Each ends when it has answered what was."""
+    def drain(self) -> bool:
+        """From here on no stream is read. Each ends when it has answered what was. Whether there are any."""
         for stream in self._streams:
             stream.drain()
+        return bool(self._streams)
 
 
 class _Stream:
