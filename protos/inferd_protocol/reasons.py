@@ -29,6 +29,7 @@ class Parameter(StrEnum):
     TIMEOUT = "timeout"
     """int64, microseconds: the longest the request may wait in the queue."""
     PRIORITY = "priority"
+    """uint64 or int64: 1 runs before 2, and so on; 0, as no priority, after all others."""
     SEQUENCE_ID = "sequence_id"
     SEQUENCE_START = "sequence_start"
     SEQUENCE_END = "sequence_end"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 
 import ml_dtypes
 import numpy as np
@@ -66,7 +67,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert not client.is_model_ready("nothing")
     server = client.get_server_metadata()
     assert server.name == "inferd"
-    assert set(server.extensions) == {"binary_tensor_data", "classification", "parameters"}
+    assert set(server.extensions) == {"binary_tensor_data", "classification", "parameters", "schedule_policy"}
     model = client.get_model_metadata("classifier")
     assert (model.name, list(model.versions), model.platform) == ("classifier", ["2"], "onnxruntime_onnx")
     assert [(each.name, each.datatype, list(each.shape)) for each in model.inputs] == [
@@ -233,6 +234,24 @@ def test_an_input_that_only_the_graph_can_refuse(client: triton.InferenceServerC
     ids = np.full((1, 3), 99, np.int64)
     message = refusal(client, "INVALID_ARGUMENT", "embedding", [tensor("ids", ids, "INT64")])
     assert "the model refuses the inputs" in message
+
+
+def test_a_priority_overtakes_what_waits(client: triton.InferenceServerClient) -> None:
+    order: Queue[str] = Queue()
+
+    def ask(name: str, rows: int, priority: int) -> None:
+        inputs = [tensor("x", np.zeros((rows, 256), np.float32), "FP32")]
+
+        def done(result: triton.InferResult | None, error: InferenceServerException | None) -> None:
+            order.put(name if error is None else str(error))
+
+        client.async_infer("slower", inputs, done, priority=priority)
+
+    # Several runs of it, in which the few bytes of the others arrive. No two of them fit into one batch.
+    ask("first", 5 * MAX_BATCH_SIZE, 1)
+    for number, priority in enumerate((0, 7, 2, 7)):
+        ask(f"{number}: {priority}", MAX_BATCH_SIZE, priority)
+    assert [order.get(timeout=60) for _ in range(5)] == ["first", "2: 2", "1: 7", "3: 7", "0: 0"]
 
 
 def test_rpcs_that_are_not_built_say_so(client: triton.InferenceServerClient) -> None:

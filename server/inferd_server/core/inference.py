@@ -54,7 +54,17 @@ class InferenceCore:
         batcher = plan.servable.batcher
         try:
             batcher.enqueue(
-                Work(contents, plan.rows, plan.layout, reply, plan.finish, now_ns, expires_ns, request.nbytes)
+                Work(
+                    contents,
+                    plan.rows,
+                    plan.layout,
+                    reply,
+                    plan.finish,
+                    now_ns,
+                    expires_ns,
+                    request.nbytes,
+                    form.priority,
+                )
             )
         except Closed:
             # Versions are closed only when the server stops.

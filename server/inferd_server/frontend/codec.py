@@ -24,11 +24,11 @@ _SHARED_MEMORY = (
     Parameter.SHARED_MEMORY_OFFSET,
     Parameter.SHARED_MEMORY_BYTE_SIZE,
 )
+_LOWEST_PRIORITY = 2**32 - 1
 _SCHEDULING_NOT_BUILT = {
     Parameter.SEQUENCE_ID: "sequences",
     Parameter.SEQUENCE_START: "sequences",
     Parameter.SEQUENCE_END: "sequences",
-    Parameter.PRIORITY: "priorities",
 }
 
 
@@ -61,6 +61,7 @@ def decode_message(message: bytes) -> DecodedMessage:
         inputs=inputs,
         outputs=tuple(_requested(output) for output in request.outputs),
         timeout_us=_timeout(request) if request.parameters else 0,
+        priority=_priority(request) if request.parameters else 0,
     )
     return DecodedMessage(form, request.id, contents)
 
@@ -205,6 +206,18 @@ def _timeout(request: pb.ModelInferRequest) -> int:
     if timeout < 0:
         raise InvalidRequest(f"parameter 'timeout' is expected to be microseconds, 0 or more, got {timeout}")
     return timeout
+
+
+def _priority(request: pb.ModelInferRequest) -> int:
+    if Parameter.PRIORITY not in request.parameters:
+        return 0
+    priority = _integer("parameter 'priority'", request.parameters[Parameter.PRIORITY])
+    if not 0 <= priority <= _LOWEST_PRIORITY:
+        raise InvalidRequest(
+            f"parameter 'priority' is expected to be 1, the highest, to {_LOWEST_PRIORITY}, or 0 for none, "
+            f"got {priority}"
+        )
+    return priority
 
 
 def _integer(what: str, value: pb.InferParameter) -> int:
