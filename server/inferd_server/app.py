@@ -15,7 +15,9 @@ from typing import NoReturn
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
+from inferd_server.frontend.log_settings import LoggingExtension
 from inferd_server.frontend.services import Services
+from inferd_server.frontend.trace_settings import TraceExtension
 from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
@@ -47,7 +49,7 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
 
 
 async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
-    services = Services(repository)
+    services = Services(repository, [LoggingExtension(config), TraceExtension(repository)])
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
     if link:
         services.hold_back()

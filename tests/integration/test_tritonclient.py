@@ -67,7 +67,14 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert not client.is_model_ready("nothing")
     server = client.get_server_metadata()
     assert server.name == "inferd"
-    assert set(server.extensions) == {"binary_tensor_data", "classification", "parameters", "schedule_policy"}
+    assert set(server.extensions) == {
+        "binary_tensor_data",
+        "classification",
+        "logging",
+        "parameters",
+        "schedule_policy",
+        "trace",
+    }
     model = client.get_model_metadata("classifier")
     assert (model.name, list(model.versions), model.platform) == ("classifier", ["2"], "onnxruntime_onnx")
     assert [(each.name, each.datatype, list(each.shape)) for each in model.inputs] == [
@@ -263,8 +270,6 @@ def test_rpcs_that_are_not_built_say_so(client: triton.InferenceServerClient) ->
         lambda: client.unload_model("classifier"),
         client.get_system_shared_memory_status,
         client.get_cuda_shared_memory_status,
-        client.get_trace_settings,
-        client.get_log_settings,
     ):
         with pytest.raises(InferenceServerException, match="this server does not have it") as caught:
             call()
