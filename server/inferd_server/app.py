@@ -17,9 +17,11 @@ from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
 from inferd_server.frontend.config_service import ConfigService
+from inferd_server.frontend.log_settings import LoggingExtension
 from inferd_server.frontend.repository_service import RepositoryService
 from inferd_server.frontend.services import Services
 from inferd_server.frontend.shared_memory import CudaSharedMemory, SystemSharedMemory
+from inferd_server.frontend.trace_settings import TraceExtension
 from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
@@ -55,7 +57,14 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
     regions = Regions(most_regions(), config.shared_memory_refusal)
     services = Services(
         repository,
-        [ConfigService(repository), RepositoryService(repository), SystemSharedMemory(regions), CudaSharedMemory()],
+        [
+            ConfigService(repository),
+            RepositoryService(repository),
+            SystemSharedMemory(regions),
+            CudaSharedMemory(),
+            LoggingExtension(config),
+            TraceExtension(repository),
+        ],
     )
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
     if link:

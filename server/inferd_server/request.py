@@ -54,6 +54,8 @@ class RequestForm:
     outputs: tuple[RequestedOutput, ...] = ()
     timeout_us: int = 0
     """Longest wait in the queue, microseconds; 0 for no limit of its own."""
+    priority: int = 0
+    """1 runs before 2, and so on; 0, none, after all others."""
 
 
 class InferenceRequest:

@@ -14,7 +14,6 @@ SHARED = "simple.py"
 """What the examples import; it is none itself."""
 NOT_BUILT = {
     "model_statistics.py",
-    "streaming.py",
 }
 """Those that need an RPC or a feature that the server does not have yet. Once it has, the test fails: take it out."""
 

@@ -59,7 +59,17 @@ class InferenceCore:
             batcher = plan.servable.batcher
             try:
                 batcher.enqueue(
-                    Work(ordered, plan.rows, plan.layout, reply, plan.finish, now_ns, expires_ns, request.nbytes)
+                    Work(
+                        ordered,
+                        plan.rows,
+                        plan.layout,
+                        reply,
+                        plan.finish,
+                        now_ns,
+                        expires_ns,
+                        request.nbytes,
+                        form.priority,
+                    )
                 )
             except Closed:
                 # Replaced or unloaded since it was found. What is in its place, if anything, is another one.

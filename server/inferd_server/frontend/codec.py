@@ -23,11 +23,11 @@ from inferd_server.shared_memory import NO_REGIONS, Range, Regions, Window
 
 _RESPONSE_ID = pb.ModelInferResponse.ID_FIELD_NUMBER
 _RAW_OUTPUT_CONTENTS = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+_LOWEST_PRIORITY = 2**32 - 1
 _SCHEDULING_NOT_BUILT = {
     Parameter.SEQUENCE_ID: "sequences",
     Parameter.SEQUENCE_START: "sequences",
     Parameter.SEQUENCE_END: "sequences",
-    Parameter.PRIORITY: "priorities",
 }
 
 
@@ -68,6 +68,7 @@ def decode_message(message: bytes, regions: Regions = NO_REGIONS) -> DecodedMess
         inputs=inputs,
         outputs=tuple(map(_in_shared_memory, outputs, outputs_in)) if outputs_in else outputs,
         timeout_us=_timeout(request) if request.parameters else 0,
+        priority=_priority(request) if request.parameters else 0,
     )
     return DecodedMessage(form, request.id, contents, inputs_in, outputs_in)
 
@@ -276,3 +277,15 @@ def _timeout(request: pb.ModelInferRequest) -> int:
     if timeout < 0:
         raise InvalidRequest(f"parameter 'timeout' is expected to be microseconds, 0 or more, got {timeout}")
     return timeout
+
+
+def _priority(request: pb.ModelInferRequest) -> int:
+    if Parameter.PRIORITY not in request.parameters:
+        return 0
+    priority = integer("parameter 'priority'", request.parameters[Parameter.PRIORITY])
+    if not 0 <= priority <= _LOWEST_PRIORITY:
+        raise InvalidRequest(
+            f"parameter 'priority' is expected to be 1, the highest, to {_LOWEST_PRIORITY}, or 0 for none, "
+            f"got {priority}"
+        )
+    return priority

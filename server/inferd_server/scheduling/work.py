@@ -73,6 +73,7 @@ class Work:
         "layout",
         "nbytes",
         "next_row",
+        "priority",
         "reply",
         "rows",
         "sequence",
@@ -88,6 +89,7 @@ class Work:
         arrived_ns: int = 0,
         expires_ns: int | None = None,
         nbytes: int = 0,
+        priority: int = 0,
     ) -> None:
         self.contents = contents
         self.rows = rows
@@ -99,6 +101,8 @@ class Work:
         self.expires_ns = expires_ns
         self.nbytes = nbytes
         """What the request holds in memory while it waits, bytes."""
+        self.priority = priority
+        """1 runs before 2, and 0, none, after all others."""
         self.sequence = 0
         """The order of arrival, set by the queue."""
         self.next_row = 0

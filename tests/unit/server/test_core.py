@@ -141,7 +141,9 @@ def parameter(**value: object) -> pb.InferParameter:
         ),
         ({"parameters": {"timeout": parameter(int64_param=-1)}}, InvalidRequest, "0 or more, got -1"),
         ({"parameters": {"sequence_id": parameter(int64_param=1)}}, NotBuilt, "'sequence_id' asks for sequences"),
-        ({"parameters": {"priority": parameter(uint64_param=1)}}, NotBuilt, "'priority' asks for priorities"),
+        ({"parameters": {"priority": parameter(int64_param=-1)}}, InvalidRequest, "1, the highest, .* got -1"),
+        ({"parameters": {"priority": parameter(uint64_param=2**32)}}, InvalidRequest, "to 4294967295, .* 4294967296"),
+        ({"parameters": {"priority": parameter(bool_param=True)}}, InvalidRequest, "got bool_param"),
     ],
 )
 def test_a_request_that_contradicts_itself_is_refused(
@@ -175,6 +177,13 @@ def test_bytes_that_are_no_message_are_named_so(junk: bytes) -> None:
 def test_unknown_parameters_are_the_callers_own() -> None:
     assert decode_message(message(parameters={"mine": parameter(bool_param=True)})).form.timeout_us == 0
     assert decode_message(message(parameters={"timeout": parameter(int64_param=5)})).form.timeout_us == 5
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**32 - 1])
+def test_a_priority_is_an_integer_of_either_kind(value: int) -> None:
+    for made in (parameter(uint64_param=value), parameter(int64_param=value)):
+        assert decode_message(message(parameters={"priority": made})).form.priority == value
+    assert decode_message(message()).form.priority == 0
 
 
 @pytest.mark.parametrize("request_id", ["", "id", "é" * 100])

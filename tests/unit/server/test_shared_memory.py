@@ -293,7 +293,7 @@ def message(
             for number, place in enumerate(outputs)
         ],
         raw_input_contents=raw,
-    ).SerializeToString()
+    ).SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize(
