@@ -68,7 +68,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert not client.is_model_ready("nothing")
     server = client.get_server_metadata()
     assert server.name == "inferd"
-    assert set(server.extensions) == {"binary_tensor_data", "classification", "parameters"}
+    assert set(server.extensions) == {"binary_tensor_data", "classification", "parameters", "statistics"}
     model = client.get_model_metadata("classifier")
     assert (model.name, list(model.versions), model.platform) == ("classifier", ["2"], "onnxruntime_onnx")
     assert [(each.name, each.datatype, list(each.shape)) for each in model.inputs] == [
@@ -240,7 +240,6 @@ def test_an_input_that_only_the_graph_can_refuse(client: triton.InferenceServerC
 def test_rpcs_that_are_not_built_say_so(client: triton.InferenceServerClient) -> None:
     for call in (
         lambda: client.get_model_config("classifier"),
-        client.get_inference_statistics,
         client.get_model_repository_index,
         lambda: client.load_model("classifier"),
         lambda: client.unload_model("classifier"),

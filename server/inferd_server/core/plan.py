@@ -32,22 +32,25 @@ class Plan:
     """The outputs to answer; None for all of them as they are."""
     answer: AnswerForm
 
-    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
-        """Answers a request with what its run gave: every output, in the model's order."""
+    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> ServerError | None:
+        """Answers a request with what its run gave: every output, in the model's order.
+
+        Returns the error where the request was told one instead.
+        """
         if self.selection is not None:
             try:
                 outputs = [self._answer(outputs[place], place, count) for place, count in self.selection]
             except ServerError as error:
                 reply.fail(error)
-                return
-        reply.send(self.answer, outputs)
+                return error
+        return reply.send(self.answer, outputs)
 
-    def finish_without_rows(self, reply: Reply) -> None:
-        """Answers a request of zero rows, for which nothing runs.
+    def finish_without_rows(self, reply: Reply) -> ServerError | None:
+        """Answers a request of zero rows, for which nothing runs. Returns what `finish` does.
 
         Raises InvalidRequest where only a run could tell the shapes of the outputs.
         """
-        self.finish(reply, _without_rows(self.servable.signature))
+        return self.finish(reply, _without_rows(self.servable.signature))
 
     def _answer(self, array: Tensor, place: int, count: int) -> Tensor:
         if not count:

@@ -19,7 +19,7 @@ from inferd_protocol import grpc_service_pb2, model_config_pb2
 from inferd_protocol.methods import METHODS, SERVICE, Method
 
 from inferd_server.config import ServerConfig
-from inferd_server.errors import ConfigurationError, NotBuilt
+from inferd_server.errors import ConfigurationError, NotBuilt, ServerError
 from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.services import Handler, Services
 from inferd_server.frontend.status import Status, status_of
@@ -123,8 +123,9 @@ class _AioCall(Call):
     def cancelled(self) -> bool:
         return self._gone
 
-    def respond(self, message: bytes) -> None:
+    def respond(self, message: bytes) -> ServerError | None:
         self._homecoming.bring(self._outcome, message)
+        return None
 
     def end(self, status: Status) -> None:
         self._homecoming.bring(self._outcome, status)

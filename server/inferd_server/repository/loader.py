@@ -14,11 +14,19 @@ from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.observer import Observe
 from inferd_server.scheduling.request_queue import RequestQueue
 
 
 def load(
-    name: str, version: int, folder: Path, declared: DeclaredConfig, *, backend: Backend, server: ServerConfig
+    name: str,
+    version: int,
+    folder: Path,
+    declared: DeclaredConfig,
+    *,
+    backend: Backend,
+    server: ServerConfig,
+    observe: Observe | None = None,
 ) -> Servable:
     """Loads `folder`/model.onnx as version `version` of model `name`, warm and ready to be called.
 
@@ -43,5 +51,6 @@ def load(
         instances=config.instances,
         max_queue_delay_ns=config.max_queue_delay_microseconds * 1000,
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
+        observer=observe(name, version) if observe else None,
     )
     return Servable(name, version, backend.platform, config, labels, model, batcher)

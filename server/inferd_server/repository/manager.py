@@ -10,12 +10,14 @@ from pathlib import Path
 
 from inferd_server.config import ServerConfig
 from inferd_server.errors import ConfigurationError, LoadError
+from inferd_server.observability.loads import LoadCounts
 from inferd_server.repository import lifecycle, loader, model_config, version_policy
 from inferd_server.repository.lifecycle import ModelEntry, State, VersionEntry
 from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.scan import ModelDirectory, scan
 from inferd_server.repository.servable import Servable
 from inferd_server.runtime.backend import Backend
+from inferd_server.scheduling.observer import Observe
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class RepositoryManager:
     Raises ConfigurationError where the repository cannot be read, is empty, or lacks a required model.
     """
 
-    def __init__(self, config: ServerConfig, backend: Backend) -> None:
+    def __init__(self, config: ServerConfig, backend: Backend, observe: Observe | None = None) -> None:
         self._directories = scan(config.model_repository)
         missing = sorted(set(config.required_model) - set(self._directories))
         if missing:
@@ -36,7 +38,8 @@ class RepositoryManager:
             )
         self._required = config.required_model
         self._platform = backend.platform
-        self._load = functools.partial(loader.load, backend=backend, server=config)
+        self.loads = LoadCounts()
+        self._load = self.loads.counted(functools.partial(loader.load, backend=backend, server=config, observe=observe))
         self._models = {name: ModelEntry(failure="it is loading") for name in self._directories}
         self._loaded = False
         self.generation = 0

@@ -21,8 +21,9 @@ class Death(Enum):
 
 @dataclass(slots=True)
 class Pick:
-    """What runs next, and what was found dead on the way."""
+    """What runs next, and what was found dead on the way, at `now_ns`."""
 
+    now_ns: int = 0
     slices: list[Slice] = field(default_factory=list)
     rows: int = 0
     dead: list[tuple[Work, Death]] = field(default_factory=list)
@@ -70,7 +71,7 @@ class RequestQueue:
         A request that fits into a batch is never split. One that is larger than `max_rows` gives a part of itself and
         stays at the head for the next pick.
         """
-        pick = Pick()
+        pick = Pick(now_ns)
         while self._by_key and not pick.rows:
             key = self._oldest_key()
             waiting = self._by_key[key]
