@@ -178,7 +178,18 @@ def run(folder: Path, calm: float, seconds: float, transport: str) -> dict[str, 
     port = servers.free_port()
     address = f"127.0.0.1:{port}"
     command = [sys.executable, "-m", "inferd_protocol", "serve", "--model-repository", str(repository)]
-    command += ["--grpc-port", str(port), "--transport", transport, "--intra-op-threads", "1", "--log-level", "error"]
+    command += [
+        "--grpc-port",
+        str(port),
+        "--transport",
+        transport,
+        "--intra-op-threads",
+        "1",
+        "--log-level",
+        "error",
+        "--metrics-port",
+        "off",
+    ]
     command += ["--model-control-mode", "explicit", "--load-model", _MODEL]
     payloads = Payloads(folder / "payloads", repository)
     bodies = []

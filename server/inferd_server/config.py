@@ -65,6 +65,11 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+def port_or_off(text: str) -> int | None:
+    """A port as the command line has it; None for `off`. Raises ValueError for any other word."""
+    return None if text == "off" else int(text)
+
+
 def _setting(text: str, *, default: Any = None, parse: Callable[[str], Any] = str, many: bool = False) -> Any:
     metadata = {"help": text, "parse": parse, "many": many}
     return field(default=() if many else default, metadata=metadata)
@@ -79,6 +84,13 @@ class ServerConfig:
     )
     grpc_address: str = _setting("address to listen on; 0.0.0.0 for every interface", default="127.0.0.1")
     grpc_port: int = _setting("port to listen on; 0 takes a free one", default=8001, parse=int)
+    metrics_address: str | None = _setting("address to serve metrics on; the default is that of --grpc-address")
+    metrics_port: int | None = _setting(
+        "port of the metrics for Prometheus, http://ADDRESS:PORT/metrics; 0 takes a free one, off serves none",
+        default=8002,
+        parse=port_or_off,
+    )
+    access_log: str | None = _setting("file that gets a line of JSON for each inference request; - for stdout")
     transport: Transport = _setting(
         "what speaks gRPC: native is fastest and knows no TLS; auto takes it where it is installed and TLS is off",
         default=Transport.AUTO,
@@ -156,8 +168,13 @@ class ServerConfig:
             raise ConfigurationError(
                 "--shared-memory on needs --workers 1: a client's registration reaches only one worker"
             )
-        if self.grpc_port > 65535:
-            raise ConfigurationError(f"--grpc-port expects at most 65535, got {self.grpc_port}")
+        if self.metrics_port is not None:
+            self._at_least(0, "metrics_port")
+        for flag, port in (("--grpc-port", self.grpc_port), ("--metrics-port", self.metrics_port or 0)):
+            if port > 65535:
+                raise ConfigurationError(f"{flag} expects at most 65535, got {port}")
+        if self.metrics_port and self.metrics_port == self.grpc_port:
+            raise ConfigurationError(f"--metrics-port and --grpc-port are both {self.grpc_port}: expected two ports")
         if self.grpc_use_ssl_mutual and not self.grpc_root_cert:
             raise ConfigurationError("--grpc-use-ssl-mutual needs --grpc-root-cert to check clients against")
         if self.grpc_use_ssl and not (self.grpc_server_cert and self.grpc_server_key):

@@ -109,14 +109,19 @@ class AnswerForm:
 class Reply(Protocol):
     """The caller's end of a request. Completed once, from any thread."""
 
+    request_id: str
+    """As the caller gave it."""
     deadline_ns: int | None
     """On `time.monotonic_ns`'s clock; None where the caller set none."""
 
     def cancelled(self) -> bool:
         """Whether the caller has gone, so that the work is for nobody."""
 
-    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> None:
-        """Answers the call. The arrays are read before this returns."""
+    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> ServerError | None:
+        """Answers the call. The arrays are read before this returns.
+
+        Returns the error where the call had to be ended with one instead.
+        """
 
     def fail(self, error: ServerError) -> None:
         """Ends the call with an error."""

@@ -5,11 +5,14 @@ From `enqueue` on the batcher owns the request; the plan turns its outputs into 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
 from inferd_server.core.plan import Plan, make_plan
-from inferd_server.errors import Draining
+from inferd_server.errors import Draining, InvalidRequest, ModelNotFound, ModelNotReady
+from inferd_server.observability.failures import reason_of
+from inferd_server.observability.statistics import FailureCounts
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.request import InferenceRequest, Reply, RequestForm, SharedMemoryRequest
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
@@ -27,6 +30,8 @@ class InferenceCore:
         self._clock_ns = clock_ns
         self._plans: dict[RequestForm, Plan] = {}
         self._generation = -1
+        self.refusals = FailureCounts()
+        """Requests that were refused before it was known which version they are for."""
 
     def infer(self, request: InferenceRequest, reply: Reply) -> None:
         """Starts an inference. The reply is completed later, from another thread, or at once where nothing has to run.
@@ -53,7 +58,8 @@ class InferenceCore:
                 if isinstance(request, SharedMemoryRequest):
                     plan = plan.into(request.places)
             if plan.rows == 0:
-                plan.finish(reply, plan.outputs_without_rows())
+                work = Work((), 0, plan.layout, reply, plan.finish, now_ns)
+                plan.servable.batcher.answer_without_run(work, functools.partial(plan.finish_without_rows, reply))
                 return None
             expires_ns = now_ns + plan.timeout_ns if plan.timeout_ns else None
             batcher = plan.servable.batcher
@@ -78,6 +84,17 @@ class InferenceCore:
                     raise Draining from None
                 continue
             return batcher
+
+    def count_refusal(self, error: Exception, name: str, version: str, ns: int) -> None:
+        """Counts a request that no batcher has taken, `ns` nanoseconds after it had come.
+
+        With its version, where `name` and `version` lead to one that can be called, else with `refusals`.
+        """
+        try:
+            failures = self._repository.find(name, version).batcher.statistics.failures
+        except (InvalidRequest, ModelNotFound, ModelNotReady):
+            failures = self.refusals
+        failures.count(reason_of(error), ns)
 
     def _plan(self, form: RequestForm) -> Plan:
         generation = self._repository.generation

@@ -37,26 +37,29 @@ class Plan:
     timeout_ns: int
     """Longest wait in the queue; 0 for no limit."""
 
-    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
-        """Answers a request with what its run gave: every output, in the model's order."""
+    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> ServerError | None:
+        """Answers a request with what its run gave: every output, in the model's order.
+
+        Returns the error where the request was told one instead.
+        """
         if self.selection is not None:
             try:
                 outputs = [self._answer(outputs[place], place, count) for place, count in self.selection]
             except ServerError as error:
                 reply.fail(error)
-                return
-        reply.send(self.answer, outputs)
+                return error
+        return reply.send(self.answer, outputs)
 
     def into(self, places: tuple[Window | None, ...]) -> Plan:
         """The same for one request, whose outputs go to these places."""
         return replace(self, answer=replace(self.answer, places=places))
 
-    def outputs_without_rows(self) -> Sequence[Tensor]:
-        """What a request of zero rows gives, for which nothing runs.
+    def finish_without_rows(self, reply: Reply) -> ServerError | None:
+        """Answers a request of zero rows, for which nothing runs. Returns what `finish` does.
 
         Raises InvalidRequest where only a run could tell the shapes of the outputs.
         """
-        return _without_rows(self.servable.signature)
+        return self.finish(reply, _without_rows(self.servable.signature))
 
     def _answer(self, array: Tensor, place: int, count: int) -> Tensor:
         if not count:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from inferd_server.errors import ServerError
 from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.status import Status
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
@@ -46,9 +47,10 @@ class AioCall(Call):
         """Nobody waits for the outcome any more: what still waits in a queue is not run."""
         self._gone = True
 
-    def respond(self, message: bytes) -> None:
+    def respond(self, message: bytes) -> ServerError | None:
         """Answers with the bytes of the response message."""
         self._homecoming.bring(self._outcome, message)
+        return None
 
     def end(self, status: Status) -> None:
         """Ends the call with a status."""

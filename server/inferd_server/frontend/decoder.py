@@ -158,6 +158,21 @@ class RequestDecoder:
             self._head_sizes[total] = (*sizes, len(head))
 
 
+def addressee(message: bytes) -> tuple[str, str]:
+    """The model's name and version in a message that may be malformed, empty where they are not its first fields."""
+    texts = []
+    position = 0
+    for tag in (_NAME_TAG, _VERSION_TAG):
+        text = b""
+        start = message[position : position + 2]
+        if len(start) == 2 and start[0] == tag and start[1] < _ONE_BYTE_LENGTH:
+            end = position + 2 + start[1]
+            text = message[position + 2 : end]
+            position = end
+        texts.append(text.decode(errors="replace"))
+    return texts[0], texts[1]
+
+
 def _request(
     form: RequestForm,
     request_id: str,

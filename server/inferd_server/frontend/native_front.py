@@ -25,7 +25,7 @@ from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
-from inferd_server.errors import ConfigurationError, Draining, MessageTooLarge
+from inferd_server.errors import ConfigurationError, Draining, MessageTooLarge, ServerError
 from inferd_server.frontend.grpc_server import GrpcServer, taken, target
 from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.status import Status, status_of
@@ -125,8 +125,8 @@ class _NativeCall(Call):
     def cancel(self) -> None:
         self._gone = True
 
-    def respond(self, message: bytes) -> None:
-        self._intake.respond(self._call_id, message)
+    def respond(self, message: bytes) -> ServerError | None:
+        return self._intake.respond(self._call_id, message)
 
     def end(self, status: Status) -> None:
         self._intake.end(self._call_id, status)
@@ -173,13 +173,15 @@ class _Intake:
             for method in metrics["methods"].values()
         )
 
-    def respond(self, call_id: int, message: bytes) -> None:
-        """Answers a call."""
+    def respond(self, call_id: int, message: bytes) -> ServerError | None:
+        """Answers a call. Returns the error that it is ended with where the answer is too large."""
         if len(message) > self._max_message_size:
-            self.end(call_id, status_of(MessageTooLarge("answer", len(message), self._max_message_size)))
-            return
+            error = MessageTooLarge("answer", len(message), self._max_message_size)
+            self.end(call_id, status_of(error))
+            return error
         self._front.respond(call_id, message)
         self._done(call_id)
+        return None
 
     def end(self, call_id: int, status: Status) -> None:
         """Ends a call with a status."""
@@ -221,9 +223,10 @@ class _Intake:
             call = _NativeCall(self, call_id, None if remaining is None else now_ns + int(remaining * 1e9))
             self._calls[call_id] = call
             if self._refusing:
-                call.fail(Draining())
+                self._endpoint.refuse(Draining(), message, call, now_ns)
             elif len(message) > self._max_message_size:
-                call.fail(MessageTooLarge("request", len(message), self._max_message_size))
+                error = MessageTooLarge("request", len(message), self._max_message_size)
+                self._endpoint.refuse(error, message, call, now_ns)
             elif (batcher := self._endpoint.accept(message, call, now_ns)) is not None:
                 started.add(batcher)
         return started

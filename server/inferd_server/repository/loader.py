@@ -17,11 +17,19 @@ from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend, SessionSettings
 from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.observer import Observe
 from inferd_server.scheduling.request_queue import RequestQueue
 
 
 def load(
-    name: str, version: int, folder: Path, declared: DeclaredConfig, *, backend: Backend, server: ServerConfig
+    name: str,
+    version: int,
+    folder: Path,
+    declared: DeclaredConfig,
+    *,
+    backend: Backend,
+    server: ServerConfig,
+    observe: Observe | None = None,
 ) -> Servable:
     """Loads the model file in `folder` as version `version` of model `name`, warm and ready to be called.
 
@@ -53,6 +61,7 @@ def load(
         max_queue_delay_ns=config.max_queue_delay_microseconds * 1000,
         preferred_rows=config.preferred_rows,
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
+        observer=observe(name, version) if observe else None,
     )
     return Servable(name, version, backend.platform, config, labels, model, batcher, declared)
 

@@ -20,6 +20,7 @@ from inferd_server.errors import (
     ModelNotFound,
     ModelNotReady,
 )
+from inferd_server.observability.loads import LoadCounts
 from inferd_server.repository import loader, model_config, version_policy
 from inferd_server.repository.changes import changes
 from inferd_server.repository.labels import is_label
@@ -31,6 +32,7 @@ from inferd_server.repository.scan import Fingerprint, ModelDirectory, read_dire
 from inferd_server.repository.servable import Servable
 from inferd_server.repository.table import ModelTable
 from inferd_server.runtime.backend import Backend
+from inferd_server.scheduling.observer import Observe
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,12 +47,13 @@ class RepositoryManager:
     Raises ConfigurationError where the repository cannot be read, is empty, or lacks a required model.
     """
 
-    def __init__(self, config: ServerConfig, backend: Backend) -> None:
+    def __init__(self, config: ServerConfig, backend: Backend, observe: Observe | None = None) -> None:
         self._repository = config.model_repository
         self._mode = config.model_control_mode
         self._required = config.required_model
         self._platform = backend.platform
-        self._load = functools.partial(loader.load, backend=backend, server=config)
+        self.loads = LoadCounts()
+        self._load = self.loads.counted(functools.partial(loader.load, backend=backend, server=config, observe=observe))
         self._table = ModelTable()
         self._changing = threading.Lock()
         self._retirement = Retirement(config.exit_timeout_secs)

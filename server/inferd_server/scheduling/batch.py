@@ -11,7 +11,7 @@ from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import RuntimeFailure, ServerError
 from inferd_server.request import Content
-from inferd_server.scheduling.work import Layout, Slice
+from inferd_server.scheduling.work import Layout, Slice, Work
 from inferd_server.shared_memory import Window
 
 _LOG = logging.getLogger(__name__)
@@ -35,23 +35,23 @@ def gather(slices: Sequence[Slice], rows: int) -> list[Tensor]:
         return [_read(layout, index, slices, rows) for index in range(len(first.contents))]
 
 
-def scatter(slices: Sequence[Slice], outputs: Sequence[Tensor]) -> None:
-    """Gives each request its rows of the outputs, as views, and answers those that have all of theirs."""
+def scatter(slices: Sequence[Slice], outputs: Sequence[Tensor]) -> Sequence[tuple[Work, ServerError]]:
+    """Gives each request its rows of the outputs, as views, and answers those that have all of theirs.
+
+    Returns the requests that were told an error instead.
+    """
     if len(slices) == 1:
-        _give(slices[0], outputs)
-        return
+        error = _give(slices[0], outputs)
+        return () if error is None else [(slices[0][0], error)]
+    failed: list[tuple[Work, ServerError]] = []
     row = 0
     for piece in slices:
         end = row + piece[2] - piece[1]
-        _give(piece, [array[row:end] for array in outputs])
+        error = _give(piece, [array[row:end] for array in outputs])
+        if error is not None:
+            failed.append((piece[0], error))
         row = end
-
-
-def fail(slices: Sequence[Slice], error: ServerError) -> None:
-    """Fails the requests of a batch."""
-    for work, _, _ in slices:
-        if work.assembly is None or work.assembly.fail():
-            work.reply.fail(error)
+    return failed
 
 
 def check_rows(names: Sequence[str], outputs: Sequence[Tensor], rows: int) -> None:
@@ -101,14 +101,15 @@ def _read(layout: Layout, index: int, slices: Sequence[Slice], rows: int) -> Ten
     return joined
 
 
-def _give(piece: Slice, outputs: Sequence[Tensor]) -> None:
+def _give(piece: Slice, outputs: Sequence[Tensor]) -> ServerError | None:
     work = piece[0]
     try:
-        if work.assembly is None:
-            work.finish(work.reply, outputs)
-        else:
-            work.assembly.add(piece, outputs)
-    except Exception as error:  # noqa: BLE001 - see below
+        return work.finish(work.reply, outputs) if work.assembly is None else work.assembly.add(piece, outputs)
+    except Exception as defect:  # noqa: BLE001 - see below
         # A defect met by one answer must not take the rest of the batch along, nor the thread that runs the model.
         _LOG.exception("an answer failed")
-        work.reply.fail(RuntimeFailure(f"the answer could not be made: {error}"))
+        error = RuntimeFailure(f"the answer could not be made: {defect}")
+        if work.assembly is not None:
+            work.assembly.fail()
+        work.reply.fail(error)
+        return error

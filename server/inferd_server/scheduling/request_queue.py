@@ -24,8 +24,9 @@ class Death(Enum):
 
 @dataclass(slots=True)
 class Pick:
-    """What runs next, and what was found dead on the way."""
+    """What runs next, and what was found dead on the way, at `now_ns`."""
 
+    now_ns: int = 0
     slices: list[Slice] = field(default_factory=list)
     rows: int = 0
     dead: list[tuple[Work, Death]] = field(default_factory=list)
@@ -82,7 +83,7 @@ class RequestQueue:
         A batch of requests with a priority is filled up with those of lower ones. A request that fits into a batch is
         never split. One that is larger than `max_rows` gives a part of itself and stays at its place for the next pick.
         """
-        pick = Pick()
+        pick = Pick(now_ns)
         while self._size and not pick.rows:
             key = self._first_key()
             if self._urgent:
