@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from inferd_protocol.artefact import MODEL_FILE
@@ -9,6 +10,7 @@ from inferd_protocol.artefact import MODEL_FILE
 from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
 from inferd_server.repository import model_config
+from inferd_server.repository.golden import check_golden
 from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
@@ -16,13 +18,16 @@ from inferd_server.runtime.backend import Backend
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 from inferd_server.scheduling.request_queue import RequestQueue
 
+_LOG = logging.getLogger(__name__)
+
 
 def load(
     name: str, version: int, folder: Path, declared: DeclaredConfig, *, backend: Backend, server: ServerConfig
 ) -> Servable:
     """Loads `folder`/model.onnx as version `version` of model `name`, warm and ready to be called.
 
-    Raises LoadError where it is missing, cannot be run, or contradicts what its config.pbtxt declares.
+    Raises LoadError where it is missing, cannot be run, contradicts what its config.pbtxt declares, or does not answer
+    its golden samples as it should.
     """
     path = folder / MODEL_FILE
     if not path.is_file():
@@ -33,9 +38,14 @@ def load(
         batchable = model_config.has_batch_axis(model.signature) and rows_are_independent(model)
         config = model_config.resolve(model.signature, batchable, declared, server)
         warm_up(model, config.max_batch_size)
+        runs = check_golden(model, folder, config.max_batch_size)
     except BaseException:
         model.close()
         raise
+    if runs:
+        _LOG.info(
+            "model '%s' version %d gives its golden answers in %d runs on %s", name, version, runs, model.provider
+        )
     batcher = DynamicBatcher(
         model,
         name=f"{name}/{version}",
