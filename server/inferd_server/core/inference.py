@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from inferd_server.core.caching import Keep, digest
 from inferd_server.core.plan import Plan, make_plan
 from inferd_server.errors import Draining
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.request import InferenceRequest, Reply, RequestForm
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
-from inferd_server.scheduling.work import Work
+from inferd_server.scheduling.work import Finish, Work
 
 _MOST_PLANS = 4096
 """Forms that are remembered; callers of more start over, at the cost of making their plans again."""
@@ -52,9 +53,17 @@ class InferenceCore:
         while True:
             ordered = contents if plan.order is None else [contents[place] for place in plan.order]
             batcher = plan.servable.batcher
+            finish: Finish = plan.finish
+            if plan.cache is not None:
+                key = digest(plan.layout, plan.rows, ordered)
+                outputs = plan.cache.get(key)
+                if outputs is not None:
+                    finish(reply, outputs)
+                    return None
+                finish = Keep(plan.cache, key, finish)
             try:
                 batcher.enqueue(
-                    Work(ordered, plan.rows, plan.layout, reply, plan.finish, now_ns, expires_ns, request.nbytes)
+                    Work(ordered, plan.rows, plan.layout, reply, finish, now_ns, expires_ns, request.nbytes)
                 )
             except Closed:
                 # Replaced or unloaded since it was found. What is in its place, if anything, is another one.

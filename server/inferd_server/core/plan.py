@@ -13,6 +13,7 @@ from inferd_server.core import validation
 from inferd_server.core.classification import classify
 from inferd_server.core.validation import Selection
 from inferd_server.errors import InvalidRequest, ServerError
+from inferd_server.repository.response_cache import ServableCache
 from inferd_server.repository.servable import Servable
 from inferd_server.request import AnswerForm, Reply, RequestForm
 from inferd_server.runtime.backend import Signature
@@ -31,6 +32,8 @@ class Plan:
     selection: tuple[Selection, ...] | None
     """The outputs to answer; None for all of them as they are."""
     answer: AnswerForm
+    cache: ServableCache | None
+    """Where runs are looked up and kept; None where each request is to be run."""
 
     def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
         """Answers a request with what its run gave: every output, in the model's order."""
@@ -79,6 +82,7 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
         layout=arranged.layout,
         selection=None if everything else selection,
         answer=AnswerForm(servable.name, str(servable.version), outputs),
+        cache=servable.cache,
     )
 
 

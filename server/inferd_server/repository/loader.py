@@ -12,6 +12,7 @@ from inferd_server.errors import LoadError
 from inferd_server.repository import model_config
 from inferd_server.repository.golden import check_golden
 from inferd_server.repository.model_config import DeclaredConfig
+from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend
@@ -22,7 +23,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def load(
-    name: str, version: int, folder: Path, declared: DeclaredConfig, *, backend: Backend, server: ServerConfig
+    name: str,
+    version: int,
+    folder: Path,
+    declared: DeclaredConfig,
+    *,
+    backend: Backend,
+    server: ServerConfig,
+    responses: ResponseCache,
 ) -> Servable:
     """Loads `folder`/model.onnx as version `version` of model `name`, warm and ready to be called.
 
@@ -54,4 +62,5 @@ def load(
         max_queue_delay_ns=config.max_queue_delay_microseconds * 1000,
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
     )
-    return Servable(name, version, backend.platform, config, labels, model, batcher)
+    cache = responses.open(name, version) if declared.response_cache else None
+    return Servable(name, version, backend.platform, config, labels, model, batcher, cache)

@@ -25,6 +25,7 @@ from inferd_server.repository.changes import changes
 from inferd_server.repository.lifecycle import ModelEntry, State, VersionEntry
 from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.override import Override, written
+from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.retirement import Retirement
 from inferd_server.repository.scan import Fingerprint, ModelDirectory, read_directory, scan
 from inferd_server.repository.servable import Servable
@@ -49,7 +50,9 @@ class RepositoryManager:
         self._mode = config.model_control_mode
         self._required = config.required_model
         self._platform = backend.platform
-        self._load = functools.partial(loader.load, backend=backend, server=config)
+        self.responses = ResponseCache(config.response_cache_bytes)
+        """What the runs of all models gave, of those that ask for it."""
+        self._load = functools.partial(loader.load, backend=backend, server=config, responses=self.responses)
         self._table = ModelTable()
         self._changing = threading.Lock()
         self._retirement = Retirement(config.exit_timeout_secs)
