@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Callable
 
+from inferd_server.core.caching import Keep, digest
 from inferd_server.core.plan import Plan, make_plan
 from inferd_server.errors import Draining, InvalidRequest, ModelNotFound, ModelNotReady
 from inferd_server.observability.failures import reason_of
@@ -16,7 +17,7 @@ from inferd_server.observability.statistics import FailureCounts
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.request import InferenceRequest, Reply, RequestForm, SharedMemoryRequest
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
-from inferd_server.scheduling.work import Work
+from inferd_server.scheduling.work import Finish, Work
 
 _MOST_PLANS = 4096
 """Forms that are remembered; callers of more start over, at the cost of making their plans again."""
@@ -63,6 +64,15 @@ class InferenceCore:
                 return None
             expires_ns = now_ns + plan.timeout_ns if plan.timeout_ns else None
             batcher = plan.servable.batcher
+            finish: Finish = plan.finish
+            key = None if plan.cache is None else digest(plan.layout, plan.rows, ordered)
+            if plan.cache is not None and key is not None:
+                outputs = plan.cache.get(key)
+                if outputs is not None:
+                    hit = Work((), 0, plan.layout, reply, plan.finish, now_ns)
+                    batcher.answer_without_run(hit, functools.partial(finish, reply, outputs))
+                    return None
+                finish = Keep(plan.cache, key, finish)
             try:
                 batcher.enqueue(
                     Work(
@@ -70,7 +80,7 @@ class InferenceCore:
                         plan.rows,
                         plan.layout,
                         reply,
-                        plan.finish,
+                        finish,
                         now_ns,
                         expires_ns,
                         request.nbytes,

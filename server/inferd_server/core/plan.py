@@ -13,6 +13,7 @@ from inferd_server.core import validation
 from inferd_server.core.classification import classify
 from inferd_server.core.validation import Selection
 from inferd_server.errors import InvalidRequest, ServerError
+from inferd_server.repository.response_cache import ServableCache
 from inferd_server.repository.servable import Servable
 from inferd_server.request import AnswerForm, Reply, RequestForm
 from inferd_server.runtime.backend import Signature
@@ -36,6 +37,8 @@ class Plan:
     answer: AnswerForm
     timeout_ns: int
     """Longest wait in the queue; 0 for no limit."""
+    cache: ServableCache | None
+    """Where runs are looked up and kept; None where each request is to be run."""
 
     def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> ServerError | None:
         """Answers a request with what its run gave: every output, in the model's order.
@@ -93,6 +96,7 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
         selection=None if everything else selection,
         answer=AnswerForm(servable.name, str(servable.version), outputs),
         timeout_ns=servable.config.queue_timeout_us(form.timeout_us) * 1000,
+        cache=servable.cache,
     )
 
 

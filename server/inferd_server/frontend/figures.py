@@ -12,6 +12,7 @@ from inferd_server.core.inference import InferenceCore
 from inferd_server.observability.loads import Loads
 from inferd_server.observability.statistics import Duration, Snapshot
 from inferd_server.repository.manager import RepositoryManager
+from inferd_server.repository.response_cache import CacheStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class VersionFigures:
     pending: int
     """Requests that wait."""
     statistics: Snapshot
+    cache: CacheStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ def collect(repository: RepositoryManager, core: InferenceCore) -> Figures:
                 entry.servable.model.provider,
                 entry.servable.batcher.pending,
                 entry.servable.batcher.statistics.snapshot(),
+                repository.responses.statistics(name, version),
             )
             for name, version, entry in entries
             if entry.servable

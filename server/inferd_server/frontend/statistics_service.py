@@ -12,6 +12,7 @@ from inferd_server.frontend.figures import Source
 from inferd_server.frontend.services import Handler
 from inferd_server.observability.statistics import Duration, Histogram, Snapshot
 from inferd_server.repository.manager import RepositoryManager
+from inferd_server.repository.response_cache import CacheStatistics
 
 
 class StatisticsService:
@@ -42,15 +43,18 @@ class StatisticsService:
 
     def _response(self, name: str, version: int | None) -> pb.ModelStatisticsResponse:
         found: dict[tuple[str, int], Snapshot] = {}
+        caches: dict[tuple[str, int], CacheStatistics] = {}
         for figures in self._source().values():
             for each in figures.versions:
                 if name in ("", each.name) and version in (None, each.version):
                     key = each.name, each.version
                     found[key] = found[key] + each.statistics if key in found else each.statistics
-        return pb.ModelStatisticsResponse(model_stats=[_message(*key, found[key]) for key in sorted(found)])
+                    caches[key] = caches[key] + each.cache if key in caches else each.cache
+        models = [_message(*key, found[key], caches[key]) for key in sorted(found)]
+        return pb.ModelStatisticsResponse(model_stats=models)
 
 
-def _message(name: str, version: int, snapshot: Snapshot) -> pb.ModelStatistics:
+def _message(name: str, version: int, snapshot: Snapshot, cache: CacheStatistics) -> pb.ModelStatistics:
     return pb.ModelStatistics(
         name=name,
         version=str(version),
@@ -64,8 +68,8 @@ def _message(name: str, version: int, snapshot: Snapshot) -> pb.ModelStatistics:
             compute_input=_total(snapshot.compute_input),
             compute_infer=_total(snapshot.compute_infer),
             compute_output=_total(snapshot.compute_output),
-            cache_hit=pb.StatisticDuration(),
-            cache_miss=pb.StatisticDuration(),
+            cache_hit=pb.StatisticDuration(count=cache.hits, ns=cache.hit_ns),
+            cache_miss=pb.StatisticDuration(count=cache.misses, ns=cache.miss_ns + cache.insertion_ns),
         ),
         batch_stats=[
             pb.InferBatchStatistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
 from inferd_server.repository import model_config
 from inferd_server.repository.config import warm_up as declared_warm_up
+from inferd_server.repository.golden import check_golden
 from inferd_server.repository.model_config import DeclaredConfig
+from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend, SessionSettings
@@ -19,6 +22,8 @@ from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 from inferd_server.scheduling.observer import Observe
 from inferd_server.scheduling.request_queue import RequestQueue
+
+_LOG = logging.getLogger(__name__)
 
 
 def load(
@@ -29,11 +34,13 @@ def load(
     *,
     backend: Backend,
     server: ServerConfig,
+    responses: ResponseCache,
     observe: Observe | None = None,
 ) -> Servable:
     """Loads the model file in `folder` as version `version` of model `name`, warm and ready to be called.
 
-    Raises LoadError where it is missing, cannot be run, or contradicts what its config.pbtxt declares.
+    Raises LoadError where it is missing, cannot be run, contradicts what its config.pbtxt declares, or does not answer
+    its golden samples as it should.
     """
     file = declared.model_filename or MODEL_FILE
     path = folder / file
@@ -50,9 +57,14 @@ def load(
         labels = read_labels(model.signature, declared)
         warm_up(model, config.max_batch_size)
         declared_warm_up.run(model, declared, config.max_batch_size)
+        runs = check_golden(model, folder, config.max_batch_size)
     except BaseException:
         model.close()
         raise
+    if runs:
+        _LOG.info(
+            "model '%s' version %d gives its golden answers in %d runs on %s", name, version, runs, model.provider
+        )
     batcher = DynamicBatcher(
         model,
         name=f"{name}/{version}",
@@ -63,7 +75,8 @@ def load(
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
         observer=observe(name, version) if observe else None,
     )
-    return Servable(name, version, backend.platform, config, labels, model, batcher, declared)
+    cache = responses.open(name, version) if declared.response_cache else None
+    return Servable(name, version, backend.platform, config, labels, model, batcher, declared, cache)
 
 
 def _session(declared: DeclaredConfig, server: ServerConfig) -> SessionSettings:

@@ -27,6 +27,7 @@ from inferd_server.repository.labels import is_label
 from inferd_server.repository.lifecycle import ModelEntry, State, VersionEntry
 from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.override import Override, written
+from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.retirement import Retirement
 from inferd_server.repository.scan import Fingerprint, ModelDirectory, read_directory, scan
 from inferd_server.repository.servable import Servable
@@ -52,8 +53,11 @@ class RepositoryManager:
         self._mode = config.model_control_mode
         self._required = config.required_model
         self._platform = backend.platform
+        self.responses = ResponseCache(config.response_cache_bytes)
+        """What the runs of all models gave, of those that ask for it."""
         self.loads = LoadCounts()
-        self._load = self.loads.counted(functools.partial(loader.load, backend=backend, server=config, observe=observe))
+        load = functools.partial(loader.load, backend=backend, server=config, responses=self.responses, observe=observe)
+        self._load = self.loads.counted(load)
         self._table = ModelTable()
         self._changing = threading.Lock()
         self._retirement = Retirement(config.exit_timeout_secs)

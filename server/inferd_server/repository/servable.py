@@ -10,6 +10,7 @@ from inferd_protocol.artefact import LABELS_KEY
 
 from inferd_server.errors import LoadError
 from inferd_server.repository.model_config import DeclaredConfig, ModelConfig
+from inferd_server.repository.response_cache import ServableCache
 from inferd_server.runtime.backend import RuntimeModel, Signature
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 
@@ -27,6 +28,8 @@ class Servable:
     model: RuntimeModel
     batcher: DynamicBatcher
     declared: DeclaredConfig = field(default_factory=DeclaredConfig)
+    cache: ServableCache | None = None
+    """Its part of the response cache, where its config.pbtxt asks for one and the server has one."""
 
     @property
     def signature(self) -> Signature:
@@ -35,6 +38,9 @@ class Servable:
 
     def close(self, timeout: float) -> bool:
         """Finishes what it has accepted, within `timeout` seconds, and frees the model. False where it still runs."""
+        if self.cache is not None:
+            # Before it drains: what it still has to run is not for those who call what came in its place.
+            self.cache.close()
         idle = self.batcher.close(timeout)
         self.model.close()
         return idle

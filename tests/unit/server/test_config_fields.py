@@ -18,6 +18,7 @@ from inferd_server.repository.model_config import DeclaredConfig, read
 PLATFORM = "onnxruntime_onnx"
 
 SETTINGS: Mapping[str, str] = {
+    "response_cache.enable": "response_cache { enable: true }",
     "version_policy.latest.num_versions": "version_policy { latest { num_versions: 2 } }",
     "version_policy.all": "version_policy { all { } }",
     "version_policy.specific.versions": "version_policy { specific { versions: 3 } }",

@@ -62,6 +62,14 @@ def test_a_file_is_honoured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "cached"),
+    [("response_cache { enable: true }", True), ("response_cache { enable: false }", False), ("", False)],
+)
+def test_a_file_may_ask_for_the_response_cache(tmp_path: Path, text: str, cached: bool) -> None:
+    assert declared(tmp_path, text).response_cache is cached
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("max_batch_size: oops", "cannot be read"),

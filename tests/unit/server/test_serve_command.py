@@ -95,6 +95,7 @@ def test_a_required_model_that_is_not_there_is_named(tmp_path: Path, capsys: pyt
     ("arguments", "text"),
     [
         (["--max-batch-size", "0"], "--max-batch-size expects at least 1, got 0"),
+        (["--response-cache-bytes", "-1"], "--response-cache-bytes expects at least 0, got -1"),
         (["--grpc-port", "70000"], "--grpc-port expects at most 65535"),
         (["--metrics-port", "-1"], "--metrics-port expects at least 0, got -1"),
         (["--metrics-port", "70000"], "--metrics-port expects at most 65535"),

@@ -158,8 +158,8 @@ FIELDS: Mapping[str, Verdict] = {
     "model_transaction_policy": Honoured("the message; `decoupled` is refused"),
     "model_transaction_policy.decoupled": Refused("and a request has one answer"),
     "model_repository_agents": Refused("and the server has no repository agents"),
-    "response_cache": Honoured("the message; `enable` is refused"),
-    "response_cache.enable": Refused("and answers are not cached here"),
+    "response_cache": Honoured("the message"),
+    "response_cache.enable": Honoured("with `--response-cache-bytes`, outputs are kept and answered again"),
     "model_metrics": Refused("and the buckets of metrics are the same for every model"),
 }
 """By path, in the order of the message. Fields in a refused message need no entry."""
