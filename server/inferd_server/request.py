@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from inferd_protocol.datatypes import BYTES, Datatype
 from inferd_protocol.tensors import Tensor
@@ -50,6 +50,8 @@ class RequestForm:
     outputs: tuple[RequestedOutput, ...] = ()
     timeout_us: int = 0
     """Longest wait in the queue, microseconds; 0 for no limit of its own."""
+    in_sequence: bool = False
+    """Whether its requests are steps of sequences, and so `SequenceRequest`s."""
 
 
 class InferenceRequest:
@@ -63,6 +65,31 @@ class InferenceRequest:
         self.contents = contents
         self.nbytes = nbytes
         """Bytes that it holds in memory."""
+
+
+class SequenceStep(NamedTuple):
+    """A request's place in a sequence: which one, and whether it is the first or the last of it."""
+
+    id: int | str
+    start: bool
+    end: bool
+
+
+class SequenceRequest(InferenceRequest):
+    """A request that is a step of a sequence. The step is not in the form: it differs from request to request."""
+
+    __slots__ = ("step",)
+
+    def __init__(
+        self,
+        form: RequestForm,
+        id: str,  # noqa: A002
+        contents: Sequence[Content],
+        nbytes: int,
+        step: SequenceStep,
+    ) -> None:
+        super().__init__(form, id, contents, nbytes)
+        self.step = step
 
 
 @dataclass(frozen=True, slots=True, eq=False)

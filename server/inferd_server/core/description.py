@@ -13,7 +13,7 @@ from inferd_server.runtime.backend import TensorSpec
 
 SERVER_NAME = "inferd"
 
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters", "sequence")
 """The protocol's extensions that need no RPC of their own; `frontend.services` adds those that do."""
 
 

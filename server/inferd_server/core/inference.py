@@ -11,7 +11,7 @@ from collections.abc import Callable
 from inferd_server.core.plan import Plan, make_plan
 from inferd_server.errors import Draining
 from inferd_server.repository.manager import RepositoryManager
-from inferd_server.request import InferenceRequest, Reply, RequestForm
+from inferd_server.request import InferenceRequest, Reply, RequestForm, SequenceRequest
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
 from inferd_server.scheduling.work import Work
 
@@ -44,9 +44,8 @@ class InferenceCore:
         """
         form = request.form
         plan = self._plan(form)
-        if plan.rows == 0:
-            plan.finish_without_rows(reply)
-            return None
+        if plan.apart:
+            return self._accept_apart(plan, request, reply, now_ns)
         contents = request.contents
         expires_ns = now_ns + form.timeout_us * 1000 if form.timeout_us else None
         while True:
@@ -63,6 +62,23 @@ class InferenceCore:
                     raise Draining from None
                 continue
             return batcher
+
+    def _accept_apart(self, plan: Plan, request: InferenceRequest, reply: Reply, now_ns: int) -> DynamicBatcher | None:
+        if not isinstance(request, SequenceRequest):
+            plan.finish_without_rows(reply)
+            return None
+        form, contents, sequences = request.form, request.contents, plan.servable.sequences
+        assert sequences is not None
+        ordered = contents if plan.order is None else [contents[place] for place in plan.order]
+        expires_ns = now_ns + form.timeout_us * 1000 if form.timeout_us else None
+        work = Work(ordered, plan.rows, plan.layout, reply, plan.finish, now_ns, expires_ns, request.nbytes)
+        try:
+            sequences.enqueue(work, request.step)
+        except Closed:
+            if self._plan(form).servable is plan.servable:
+                raise Draining from None
+            return self.accept(request, reply, now_ns)
+        return plan.servable.batcher
 
     def _plan(self, form: RequestForm) -> Plan:
         generation = self._repository.generation

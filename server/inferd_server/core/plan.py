@@ -31,6 +31,8 @@ class Plan:
     selection: tuple[Selection, ...] | None
     """The outputs to answer; None for all of them as they are."""
     answer: AnswerForm
+    apart: bool
+    """Whether there is more to its requests than to enqueue them: they have no rows, or are steps of sequences."""
 
     def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
         """Answers a request with what its run gave: every output, in the model's order."""
@@ -64,7 +66,10 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
     Raises InvalidRequest where it does not fit.
     """
     signature = servable.signature
+    _check_sequence(servable, form)
     arranged = validation.arrange(signature, servable.config, form.inputs)
+    if form.in_sequence and arranged.rows != 1:
+        raise InvalidRequest(f"a request of a sequence is expected to have 1 row, got {arranged.rows}")
     selection = validation.select(signature, form.outputs)
     in_order = arranged.order == tuple(range(len(arranged.order)))
     everything = selection == validation.select(signature, ())
@@ -79,7 +84,22 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
         layout=arranged.layout,
         selection=None if everything else selection,
         answer=AnswerForm(servable.name, str(servable.version), outputs),
+        apart=form.in_sequence or not arranged.rows,
     )
+
+
+def _check_sequence(servable: Servable, form: RequestForm) -> None:
+    """Raises InvalidRequest for a step of a sequence to a model that keeps none, and for the opposite."""
+    if form.in_sequence and servable.sequences is None:
+        raise InvalidRequest(
+            f"parameter 'sequence_id' asks for a sequence, and model '{servable.name}' keeps none: leave it out, or "
+            "declare sequence_batching in the model's config.pbtxt"
+        )
+    if servable.sequences is not None and not form.in_sequence:
+        raise InvalidRequest(
+            f"inference request to model '{servable.name}' must specify a non-zero or non-empty correlation ID: "
+            "the model keeps sequences, and expects the parameter 'sequence_id'"
+        )
 
 
 def _without_rows(signature: Signature) -> list[Tensor]:

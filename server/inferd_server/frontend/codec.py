@@ -15,7 +15,8 @@ from inferd_protocol.reasons import Parameter
 from inferd_protocol.tensors import Tensor, TensorError, check_raw_size, decode_contents, decode_raw, encode_raw
 
 from inferd_server.errors import InvalidRequest, MalformedMessage, NotBuilt
-from inferd_server.request import AnswerForm, Content, RequestedOutput, RequestForm, TensorForm
+from inferd_server.frontend.sequence_parameters import sequence_step
+from inferd_server.request import AnswerForm, Content, RequestedOutput, RequestForm, SequenceStep, TensorForm
 
 _RESPONSE_ID = pb.ModelInferResponse.ID_FIELD_NUMBER
 _RAW_OUTPUT_CONTENTS = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
@@ -25,9 +26,6 @@ _SHARED_MEMORY = (
     Parameter.SHARED_MEMORY_BYTE_SIZE,
 )
 _SCHEDULING_NOT_BUILT = {
-    Parameter.SEQUENCE_ID: "sequences",
-    Parameter.SEQUENCE_START: "sequences",
-    Parameter.SEQUENCE_END: "sequences",
     Parameter.PRIORITY: "priorities",
 }
 
@@ -38,6 +36,8 @@ class DecodedMessage(NamedTuple):
     form: RequestForm
     id: str
     contents: list[Content]
+    step: SequenceStep | None = None
+    """The request's place in a sequence, None where it is in none."""
 
 
 def decode_message(message: bytes) -> DecodedMessage:
@@ -55,14 +55,16 @@ def decode_message(message: bytes) -> DecodedMessage:
         contents = _contents(request, inputs)
     except TensorError as error:
         raise InvalidRequest(str(error)) from error
+    step = sequence_step(request.parameters) if request.parameters else None
     form = RequestForm(
         model_name=request.model_name,
         model_version=request.model_version,
         inputs=inputs,
         outputs=tuple(_requested(output) for output in request.outputs),
         timeout_us=_timeout(request) if request.parameters else 0,
+        in_sequence=step is not None,
     )
-    return DecodedMessage(form, request.id, contents)
+    return DecodedMessage(form, request.id, contents, step)
 
 
 def encode_answer(form: AnswerForm, request_id: str, outputs: Sequence[Tensor]) -> bytes:

@@ -14,7 +14,7 @@ from inferd_protocol import wire
 from inferd_protocol.datatypes import BYTES
 
 from inferd_server.frontend.codec import DecodedMessage, decode_message
-from inferd_server.request import InferenceRequest, RequestForm
+from inferd_server.request import InferenceRequest, RequestForm, SequenceRequest, SequenceStep
 
 _FIELD = pb.ModelInferRequest
 _MODEL_NAME, _MODEL_VERSION, _ID = (
@@ -54,6 +54,8 @@ class RequestDecoder:
         self._head_sizes: dict[int, tuple[int, ...]] = {}
         """By the length of the message without its id: the sizes of the heads, without their ids, that it may have."""
         self._known: dict[bytes, _Known] = {}
+        self._sequence_forms: dict[tuple[object, ...], RequestForm] = {}
+        """By all that a form says."""
 
     def decode(self, message: bytes) -> InferenceRequest:
         """A ModelInferRequest's bytes as a request whose raw tensors are views of them.
@@ -78,8 +80,22 @@ class RequestDecoder:
                     if (request := _request(known, request_id, message, size + without)) is not None:
                         return request
         decoded = decode_message(message)
+        if decoded.step is not None:
+            return self._in_sequence(decoded, decoded.step, len(message))
         self._remember(message, decoded, id_start, id_end)
         return InferenceRequest(decoded.form, decoded.id, decoded.contents, len(message))
+
+    def _in_sequence(self, decoded: DecodedMessage, step: SequenceStep, nbytes: int) -> InferenceRequest:
+        """A step of a sequence: its head holds the sequence's id and is no other's, but its form is shared.
+
+        So the head is not remembered, and plans are still made once for each form.
+        """
+        form = decoded.form
+        key = (form.model_name, form.model_version, form.inputs, form.outputs, form.timeout_us)
+        if len(self._sequence_forms) >= _MOST_HEADS:
+            self._sequence_forms = {}
+        shared = self._sequence_forms.setdefault(key, form)
+        return SequenceRequest(shared, decoded.id, decoded.contents, nbytes, step)
 
     def _remember(self, message: bytes, decoded: DecodedMessage, id_start: int, id_end: int) -> None:
         inputs = decoded.form.inputs

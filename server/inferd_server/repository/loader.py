@@ -8,13 +8,15 @@ from inferd_protocol.artefact import MODEL_FILE
 
 from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
-from inferd_server.repository import model_config
+from inferd_server.repository import model_config, sequence_config
 from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend
+from inferd_server.scheduling import sequence_batcher
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 from inferd_server.scheduling.request_queue import RequestQueue
+from inferd_server.scheduling.sequence_batcher import SequenceBatcher
 
 
 def load(
@@ -32,6 +34,9 @@ def load(
         labels = read_labels(model.signature)
         batchable = model_config.has_batch_axis(model.signature) and rows_are_independent(model)
         config = model_config.resolve(model.signature, batchable, declared, server)
+        sequences = declared.sequences and sequence_config.resolve(
+            model.signature, declared.sequences, batched=config.batched, max_sequences=server.max_sequences
+        )
         warm_up(model, config.max_batch_size)
     except BaseException:
         model.close()
@@ -43,5 +48,7 @@ def load(
         instances=config.instances,
         max_queue_delay_ns=config.max_queue_delay_microseconds * 1000,
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
+        on_gone=sequence_batcher.gone if sequences else None,
     )
-    return Servable(name, version, backend.platform, config, labels, model, batcher)
+    front = SequenceBatcher(batcher, sequences, model=name) if sequences else None
+    return Servable(name, version, backend.platform, config, labels, model, batcher, front)

@@ -15,10 +15,12 @@ from inferd_protocol.datatypes import BY_CONFIG
 
 from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
+from inferd_server.repository import sequence_config
+from inferd_server.repository.sequence_config import DeclaredSequences
 from inferd_server.repository.version_policy import All, Latest, Specific, VersionPolicy
 from inferd_server.runtime.backend import Signature, TensorSpec
 
-_HONOURED = {"name", "platform", "backend", "max_batch_size", "input", "output", "version_policy"}
+_HONOURED = {"name", "platform", "backend", "max_batch_size", "input", "output", "version_policy", "sequence_batching"}
 _TENSOR_HONOURED = {"name", "data_type", "dims"}
 
 
@@ -39,6 +41,7 @@ class DeclaredConfig:
     version_policy: VersionPolicy = field(default_factory=Latest)
     inputs: tuple[DeclaredTensor, ...] = ()
     outputs: tuple[DeclaredTensor, ...] = ()
+    sequences: DeclaredSequences | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ def _checked(source: str, message: model_config_pb2.ModelConfig, model: str, pla
         version_policy=_version_policy(source, message.version_policy),
         inputs=tuple(_declared(tensor) for tensor in message.input),
         outputs=tuple(_declared(tensor) for tensor in message.output),
+        sequences=sequence_config.read(source, message),
     )
 
 

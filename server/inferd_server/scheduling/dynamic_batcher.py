@@ -31,7 +31,8 @@ class DynamicBatcher:
     """Owns the queue of one model version and the instances that empty it.
 
     `max_batch_size` is rows a run, 0 for a model without a batch axis. `instances` batches run at the same time.
-    `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs.
+    `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs. `on_gone` is told of
+    requests that are not run because their callers have gone: their replies are not completed.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class DynamicBatcher:
         instances: int,
         queue: RequestQueue,
         max_queue_delay_ns: int = 0,
+        on_gone: Callable[[Work], None] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._model = model
@@ -51,11 +53,13 @@ class DynamicBatcher:
         self._max_rows = max(1, max_batch_size)
         self._queue = queue
         self._delay_ns = max_queue_delay_ns if self._batched else 0
+        self._on_gone = on_gone
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._work_or_close = threading.Condition(self._lock)
         self._all_idle = threading.Condition(self._lock)
         self._closed = False
+        self._given_up = False
         self._instances = instances
         self._idle = instances
         for number in range(instances):
@@ -68,6 +72,32 @@ class DynamicBatcher:
         """
         with self._lock:
             if self._closed:
+                raise Closed
+            self._queue.push(work)
+
+    def hold(self, nbytes: int) -> None:
+        """Lets a request wait that stays its owner's: not to run before another one is done, but in the limits.
+
+        Raises QueueFull and Closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise Closed
+            self._queue.hold(nbytes)
+
+    def let_go(self, nbytes: int) -> None:
+        """Undoes a `hold`: the request has ended without a run."""
+        with self._lock:
+            self._queue.let_go(nbytes)
+
+    def enqueue_held(self, work: Work) -> None:
+        """Takes over a request that was held, and so accepted: even while the batcher closes, and with no limit.
+
+        Raises Closed where what waits was given up; the request is let go then, and still the caller's.
+        """
+        with self._lock:
+            self._queue.let_go(work.nbytes)
+            if self._given_up:
                 raise Closed
             self._queue.push(work)
 
@@ -98,6 +128,7 @@ class DynamicBatcher:
             self._closed = True
             self._work_or_close.notify_all()
             self._all_idle.wait_for(lambda: self._idle == self._instances and not len(self._queue), timeout)
+            self._given_up = True
             left = self._queue.take_all()
             idle = self._idle == self._instances
         for work in left:
@@ -136,7 +167,7 @@ class DynamicBatcher:
             pick: Pick | None = self._pick()
         while pick is not None:
             for work, death in pick.dead:
-                _bury(work, death)
+                self._bury(work, death)
             if pick.slices:
                 self._execute(pick.slices, pick.rows)
             with self._lock:
@@ -176,10 +207,11 @@ class DynamicBatcher:
             error = RuntimeFailure(f"the model failed to run: {error}")
         batch.fail(slices, error)
 
-
-def _bury(work: Work, death: Death) -> None:
-    """Tells the caller of a dead request, where there is one who does not know."""
-    if death is Death.DEADLINE:
-        work.reply.fail(DeadlineExceeded())
-    elif death is Death.TIMEOUT:
-        work.reply.fail(QueueTimeout())
+    def _bury(self, work: Work, death: Death) -> None:
+        """Tells the caller of a dead request, where there is one who does not know."""
+        if death is Death.DEADLINE:
+            work.reply.fail(DeadlineExceeded())
+        elif death is Death.TIMEOUT:
+            work.reply.fail(QueueTimeout())
+        elif death is Death.CANCELLED and self._on_gone is not None:
+            self._on_gone(work)

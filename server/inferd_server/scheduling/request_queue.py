@@ -42,17 +42,18 @@ class RequestQueue:
         self._arrivals = 0
         self._bytes = 0
         self._size = 0
+        self._held = 0
+        """Of `_size`, those that are held back."""
 
     def __len__(self) -> int:
-        return self._size
+        """Requests that may run; those held back wait too, and count for the limits alone."""
+        return self._size - self._held
 
     def push(self, work: Work) -> None:
         """Takes a request. Raises QueueFull."""
-        if self._size >= self._max_size:
-            raise QueueFull(f"{self._max_size} requests wait")
         nbytes = work.nbytes
-        if self._size and self._bytes + nbytes > self._max_bytes:
-            raise QueueFull(f"{self._bytes} of {self._max_bytes} bytes of requests wait")
+        if self._size >= self._max_size or (self._size and self._bytes + nbytes > self._max_bytes):
+            raise self._full()
         self._arrivals += 1
         work.sequence = self._arrivals
         self._bytes += nbytes
@@ -63,6 +64,23 @@ class RequestQueue:
             self._by_key[key] = deque((work,))
         else:
             waiting.append(work)
+
+    def hold(self, nbytes: int) -> None:
+        """Counts a request that its owner holds back until another one is done. Raises QueueFull.
+
+        After `let_go` the same request can be pushed at once, whatever the limits: it has its place.
+        """
+        if self._size >= self._max_size or (self._size and self._bytes + nbytes > self._max_bytes):
+            raise self._full()
+        self._size += 1
+        self._held += 1
+        self._bytes += nbytes
+
+    def let_go(self, nbytes: int) -> None:
+        """Counts a request no more that was held back."""
+        self._size -= 1
+        self._held -= 1
+        self._bytes -= nbytes
 
     def pick(self, now_ns: int, max_rows: int) -> Pick:
         """Takes out up to `max_rows` rows of the layout whose first request came first.
@@ -110,11 +128,17 @@ class RequestQueue:
         return waiting[0].arrived_ns + delay_ns
 
     def take_all(self) -> list[Work]:
-        """Empties the queue."""
+        """Empties the queue, but for those held back."""
         works = [work for waiting in self._by_key.values() for work in waiting]
         self._by_key.clear()
-        self._bytes = self._size = 0
+        self._bytes -= sum(work.nbytes for work in works)
+        self._size = self._held
         return works
+
+    def _full(self) -> QueueFull:
+        if self._size >= self._max_size:
+            return QueueFull(f"{self._max_size} requests wait")
+        return QueueFull(f"{self._bytes} of {self._max_bytes} bytes of requests wait")
 
     def _oldest_key(self) -> str:
         if len(self._by_key) == 1:

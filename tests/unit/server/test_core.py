@@ -140,7 +140,24 @@ def parameter(**value: object) -> pb.InferParameter:
             "is expected to be an int64",
         ),
         ({"parameters": {"timeout": parameter(int64_param=-1)}}, InvalidRequest, "0 or more, got -1"),
-        ({"parameters": {"sequence_id": parameter(int64_param=1)}}, NotBuilt, "'sequence_id' asks for sequences"),
+        ({"parameters": {"sequence_id": parameter(bool_param=True)}}, InvalidRequest, "uint64 or string, got bool_par"),
+        ({"parameters": {"sequence_id": parameter(int64_param=-1)}}, InvalidRequest, "0 or more, got -1"),
+        (
+            {"parameters": {"sequence_id": parameter(string_param="é" * 65)}},
+            InvalidRequest,
+            "at most 128 bytes, got 130",
+        ),
+        ({"parameters": {"sequence_start": parameter(bool_param=True)}}, InvalidRequest, "beside a sequence_id"),
+        (
+            {"parameters": {"sequence_id": parameter(int64_param=0), "sequence_end": parameter(bool_param=True)}},
+            InvalidRequest,
+            "'sequence_end' is expected beside a sequence_id",
+        ),
+        (
+            {"parameters": {"sequence_id": parameter(int64_param=1), "sequence_end": parameter(int64_param=1)}},
+            InvalidRequest,
+            "'sequence_end' is expected to be a bool, got int64_param",
+        ),
         ({"parameters": {"priority": parameter(uint64_param=1)}}, NotBuilt, "'priority' asks for priorities"),
     ],
 )
@@ -171,6 +188,30 @@ def test_shared_memory_is_not_built() -> None:
     request.inputs[0].parameters["shared_memory_region"].string_param = "r"
     with pytest.raises(NotBuilt, match="'x' is in shared memory"):
         decode_message(request.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "step"),
+    [
+        ({"sequence_id": parameter(int64_param=7)}, (7, False, False)),
+        ({"sequence_id": parameter(uint64_param=2**64 - 1)}, (2**64 - 1, False, False)),
+        (
+            {
+                "sequence_id": parameter(string_param="a"),
+                "sequence_start": parameter(bool_param=True),
+                "sequence_end": parameter(bool_param=True),
+            },
+            ("a", True, True),
+        ),
+        ({"sequence_id": parameter(int64_param=0), "sequence_start": parameter(bool_param=False)}, None),
+        ({"sequence_id": parameter(string_param="")}, None),
+        ({"timeout": parameter(int64_param=1)}, None),
+    ],
+)
+def test_steps_of_sequences(parameters: dict[str, pb.InferParameter], step: tuple[object, ...] | None) -> None:
+    decoded = decode_message(message(parameters=parameters))
+    assert decoded.step == step
+    assert decoded.form.in_sequence is (step is not None)
 
 
 @pytest.mark.parametrize("junk", [b"\xff", b"\x0a\xff\xff", message()[:-1]])
