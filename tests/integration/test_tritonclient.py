@@ -72,6 +72,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
         "binary_tensor_data",
         "classification",
         "parameters",
+        "sequence",
         "model_repository",
         "model_repository(unload_dependents)",
     }
