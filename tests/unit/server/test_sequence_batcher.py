@@ -425,6 +425,16 @@ def test_a_long_line_is_given_up_without_recursion(make: Callable[..., Bench]) -
     assert {type(caller.outcome) for caller in callers[1:]} == {InvalidRequest}
 
 
+def test_what_ends_without_a_run_leaves_its_place(make: Callable[..., Bench]) -> None:
+    bench = make(max_size=3)
+    callers = [bench.bring(1, 1, start=place == 0) for place in range(3)]
+    callers[0].gone = True
+    bench.run()
+    callers = [bench.bring(2, 1, start=place == 0) for place in range(3)]
+    bench.run()
+    assert [caller.outcome for caller in callers] == [1, 2, 3]
+
+
 def test_controls_say_where_in_its_sequence_a_request_is(make: Callable[..., Bench]) -> None:
     model = Recorder(spec("start", "INT32"), spec("end"), spec("ready", "BOOL", ("batch",)), spec("id", "INT32"))
     identity = 'control_input { name: "id" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_INT32 } }'
