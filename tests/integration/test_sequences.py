@@ -48,7 +48,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(repository: Path, transport: str) -> Iterator[ServerProcess]:
     loaded = [flag for folder in repository.iterdir() for flag in ("--load-model", folder.name)]
-    with serve(repository, "--transport", transport, "--model-control-mode", "explicit", *loaded) as running:
+    options = ("--transport", transport, "--instances", "2", "--model-control-mode", "explicit")
+    with serve(repository, *options, *loaded) as running:
         yield running
 
 
