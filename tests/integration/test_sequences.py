@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import random
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +15,8 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.utils.shared_memory as shared_memory
+from google.protobuf import json_format
 from support import models
 from support.server import ServerProcess, serve
 from tritonclient.utils import InferenceServerException
@@ -200,6 +205,86 @@ def test_sequences_that_idle_and_those_beyond_the_bound(client: triton.Inference
     )
     assert total(client, "single", "a", 5, end=True) == 10
     assert total(client, "single", "b", 5, start=True, end=True) == 5
+
+
+def test_a_sequence_on_a_stream_is_answered_in_order(client: triton.InferenceServerClient) -> None:
+    steps, names = 100, (41, "on a stream")
+    answers: queue.Queue[tuple[triton.InferResult | None, InferenceServerException | None]] = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    try:
+        for place in range(steps):
+            for name in names:
+                tensor = triton.InferInput("x", [1, 1], "FP32")
+                tensor.set_data_from_numpy(np.full((1, 1), place, np.float32))
+                client.async_stream_infer(
+                    "sums",
+                    [tensor],
+                    request_id=f"{name} {place}",
+                    sequence_id=name,
+                    sequence_start=place == 0,
+                    sequence_end=place == steps - 1,
+                    priority=1 + place % 3,
+                )
+        expected = np.cumsum(np.arange(steps))
+        for place in range(steps):
+            for name in names:
+                result, error = answers.get(timeout=SECONDS)
+                assert error is None
+                assert result is not None
+                assert result.get_response().id == f"{name} {place}"
+                assert result.as_numpy("y").tolist() == [[expected[place]]]
+    finally:
+        client.stop_stream()
+
+
+def test_steps_are_counted_as_other_requests_are(client: triton.InferenceServerClient) -> None:
+    def counts() -> tuple[int, int, int]:
+        (found,) = client.get_inference_statistics("shown").model_stats
+        return found.inference_count, found.inference_stats.success.count, found.inference_stats.fail.count
+
+    rows, succeeded, failed = counts()
+    for place in range(3):
+        step(client, "shown", 55, 1, start=place == 0, end=place == 2)
+    refused(lambda: step(client, "shown", 55, 1))
+    assert counts() == (rows + 3, succeeded + 3, failed + 1)
+
+
+def test_the_configuration_is_answered_as_declared_and_can_be_loaded(
+    server: ServerProcess, client: triton.InferenceServerClient
+) -> None:
+    config = client.get_model_config("sums").config
+    assert config.WhichOneof("scheduling_choice") == "sequence_batching"
+    assert config.sequence_batching.max_sequence_idle_microseconds == 600_000_000
+    assert [state.input_name for state in config.sequence_batching.state] == ["total"]
+    assert [tensor.name for tensor in config.input] == ["x"]
+    assert [tensor.name for tensor in config.output] == ["y"]
+    client.load_model("sums", config=json_format.MessageToJson(config))
+    assert total(client, "sums", 3, 5, start=True) == 5
+    assert total(client, "sums", 3, 5, end=True) == 10
+    client.load_model("sums")
+
+
+def test_the_answers_of_a_sequence_may_go_to_shared_memory(client: triton.InferenceServerClient) -> None:
+    with contextlib.ExitStack() as stack:
+        key = f"/inferd-steps-{uuid.uuid4().hex}"
+        region = shared_memory.create_shared_memory_region("steps", key, 8, create_only=True)
+        stack.callback(shared_memory.destroy_shared_memory_region, region)
+        client.register_system_shared_memory("steps", key, 8)
+        stack.callback(client.unregister_system_shared_memory, "steps")
+        tensor = triton.InferInput("x", [1, 1], "FP32")
+        output = triton.InferRequestedOutput("y")
+
+        def add(value: float, nbytes: int = 4, **options: bool) -> float:
+            output.set_shared_memory("steps", nbytes)
+            shared_memory.set_shared_memory_region(region, [np.full((1, 1), value, np.float32)], offset=4)
+            tensor.set_shared_memory("steps", 4, offset=4)
+            client.infer("sums", [tensor], outputs=[output], sequence_id=66, **options)
+            return float(shared_memory.get_contents_as_numpy(region, np.float32, [1])[0])
+
+        assert add(5, sequence_start=True) == 5
+        code, _ = refused(lambda: add(100, nbytes=2))
+        assert code == "INVALID_ARGUMENT"
+        assert add(1, sequence_end=True) == 6, "what did not fit has left the state as it was"
 
 
 def test_a_reload_ends_the_sequences_of_its_model(client: triton.InferenceServerClient, repository: Path) -> None:

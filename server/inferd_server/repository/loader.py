@@ -2,53 +2,91 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from inferd_protocol.artefact import MODEL_FILE
 
 from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
-from inferd_server.repository import model_config, sequence_config
+from inferd_server.repository import model_config
+from inferd_server.repository.config import warm_up as declared_warm_up
+from inferd_server.repository.golden import check_golden
 from inferd_server.repository.model_config import DeclaredConfig
+from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
-from inferd_server.runtime.backend import Backend
+from inferd_server.runtime.backend import Backend, SessionSettings
+from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling import sequence_batcher
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.observer import Observe
 from inferd_server.scheduling.request_queue import RequestQueue
 from inferd_server.scheduling.sequence_batcher import SequenceBatcher
 
+_LOG = logging.getLogger(__name__)
+
 
 def load(
-    name: str, version: int, folder: Path, declared: DeclaredConfig, *, backend: Backend, server: ServerConfig
+    name: str,
+    version: int,
+    folder: Path,
+    declared: DeclaredConfig,
+    *,
+    backend: Backend,
+    server: ServerConfig,
+    responses: ResponseCache,
+    observe: Observe | None = None,
 ) -> Servable:
-    """Loads `folder`/model.onnx as version `version` of model `name`, warm and ready to be called.
+    """Loads the model file in `folder` as version `version` of model `name`, warm and ready to be called.
 
-    Raises LoadError where it is missing, cannot be run, or contradicts what its config.pbtxt declares.
+    Raises LoadError where it is missing, cannot be run, contradicts what its config.pbtxt declares, or does not answer
+    its golden samples as it should.
     """
-    path = folder / MODEL_FILE
+    file = declared.model_filename or MODEL_FILE
+    path = folder / file
     if not path.is_file():
-        raise LoadError(f"version {version} has no {MODEL_FILE}: expected {name}/{version}/{MODEL_FILE}")
-    model = backend.load(path)
+        raise LoadError(f"version {version} has no {file}: expected {name}/{version}/{file}")
+    model = backend.load(path, _session(declared, server))
     try:
-        labels = read_labels(model.signature)
-        batchable = model_config.has_batch_axis(model.signature) and rows_are_independent(model)
-        config = model_config.resolve(model.signature, batchable, declared, server)
-        sequences = declared.sequences and sequence_config.resolve(
-            model.signature, declared.sequences, batched=config.batched, max_sequences=server.max_sequences
-        )
+        model_config.check_provider(declared, model.provider)
+        own = model.signature
+        model = model_config.shape(model, declared)
+        # Where no batch axis is declared, none is looked for.
+        batchable = declared.max_batch_size != 0 and model_config.has_batch_axis(own) and rows_are_independent(model)
+        config = model_config.resolve(own, batchable, declared, server)
+        sequences = model_config.sequence_model(model.signature, declared, config, server.max_sequences)
+        labels = read_labels(model.signature, declared)
         warm_up(model, config.max_batch_size)
+        declared_warm_up.run(model, declared, config.max_batch_size)
+        runs = check_golden(model, folder, config.max_batch_size)
     except BaseException:
         model.close()
         raise
+    if runs:
+        _LOG.info(
+            "model '%s' version %d gives its golden answers in %d runs on %s", name, version, runs, model.provider
+        )
     batcher = DynamicBatcher(
         model,
         name=f"{name}/{version}",
         max_batch_size=config.max_batch_size,
         instances=config.instances,
         max_queue_delay_ns=config.max_queue_delay_microseconds * 1000,
+        preferred_rows=config.preferred_rows,
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
+        observer=observe(name, version) if observe else None,
         on_gone=sequence_batcher.gone if sequences else None,
     )
+    cache = responses.open(name, version) if declared.response_cache else None
     front = SequenceBatcher(batcher, sequences, model=name) if sequences else None
-    return Servable(name, version, backend.platform, config, labels, model, batcher, front)
+    return Servable(name, version, backend.platform, config, labels, model, batcher, declared, cache, front)
+
+
+def _session(declared: DeclaredConfig, server: ServerConfig) -> SessionSettings:
+    """The declared settings; the CPUs are shared among instances of the model's own number, where it has one."""
+    session = declared.session
+    if session.intra_op_threads or not declared.instances or server.intra_op_threads:
+        return session
+    return replace(session, intra_op_threads=max(1, available_cpus() // (declared.instances * server.workers)))

@@ -88,13 +88,21 @@ class SequenceBatcher:
         """The state in the outputs of a run."""
         return self._model.state_after(outputs)
 
-    def commit(self, sequence: _Sequence, state: list[Tensor] | None) -> None:
-        """Keeps the state that a run left; None where it was the last one of the sequence."""
+    def commit(self, sequence: _Sequence, state: list[Tensor] | None) -> list[Tensor] | None:
+        """Keeps the state that a run left; None where it was the last one of the sequence. Returns the former one."""
         with self._lock:
-            sequence.state = state
+            former, sequence.state = sequence.state, state
             if state is None and not sequence.waiting:
                 # Before the answer: whoever has it may start another one in its place.
                 self._forget(sequence)
+        return former
+
+    def undo(self, sequence: _Sequence, former: list[Tensor] | None) -> None:
+        """Puts the state back that was before a `commit`: the caller was told an error instead of the answer."""
+        with self._lock:
+            # Another one may have begun under the same id, and then this one has ended after all.
+            if self._live.setdefault(sequence.id, sequence) is sequence:
+                sequence.state = former
 
     def advance(self, sequence: _Sequence) -> None:
         """Passes on the next request of a sequence whose last one is done."""
@@ -107,7 +115,7 @@ class SequenceBatcher:
                 error = self._pass_on(turn)
             if error is None:
                 return
-            turn.work.reply.fail(error)
+            self._batcher.fail_held(turn.work, error)
 
     def _new(self, step: SequenceStep) -> _Sequence:
         if not step.start:
@@ -134,7 +142,9 @@ class SequenceBatcher:
         if turn.step.start or state is None:
             state = self._model.begin()
         contents, layout = self._model.inputs_of(work, turn.step, state)
-        return Work(contents, 1, layout, turn, turn.finish, work.arrived_ns, work.expires_ns, work.nbytes)
+        return Work(
+            contents, 1, layout, turn, turn.finish, work.arrived_ns, work.expires_ns, work.nbytes, work.priority
+        )
 
     def _pass_on(self, turn: _Turn) -> ServerError | None:
         """Gives the batcher a request that was held back. What it is to be failed with, where that cannot be."""
@@ -196,7 +206,7 @@ class _Sequence:
 class _Turn:
     """A request of a sequence: the reply that the batcher completes, which lets the next request follow."""
 
-    __slots__ = ("_after", "_front", "deadline_ns", "sequence", "step", "work")
+    __slots__ = ("_after", "_front", "deadline_ns", "request_id", "sequence", "step", "work")
 
     def __init__(self, front: SequenceBatcher, sequence: _Sequence, work: Work, step: SequenceStep) -> None:
         self._front = front
@@ -204,21 +214,25 @@ class _Turn:
         self.work = work
         """As its caller's: without state, with the caller's own reply."""
         self.step = step
+        self.request_id = work.reply.request_id
         self.deadline_ns = work.reply.deadline_ns
         self._after: list[Tensor] | None = None
 
     def cancelled(self) -> bool:
         return self.work.reply.cancelled()
 
-    def finish(self, _: Reply, outputs: Sequence[Tensor]) -> None:
+    def finish(self, _: Reply, outputs: Sequence[Tensor]) -> ServerError | None:
         """Sets the state apart and has the rest answered, through `send` or `fail`."""
         self._after = None if self.step.end else self._front.state_after(outputs)
-        self.work.finish(self, self._front.outputs(outputs))
+        return self.work.finish(self, self._front.outputs(outputs))
 
-    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> None:
-        self._front.commit(self.sequence, self._after)
-        self.work.reply.send(form, outputs)
+    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> ServerError | None:
+        former = self._front.commit(self.sequence, self._after)
+        error = self.work.reply.send(form, outputs)
+        if error is not None:
+            self._front.undo(self.sequence, former)
         self._front.advance(self.sequence)
+        return error
 
     def fail(self, error: ServerError) -> None:
         self.work.reply.fail(error)

@@ -62,6 +62,14 @@ def test_a_file_is_honoured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "cached"),
+    [("response_cache { enable: true }", True), ("response_cache { enable: false }", False), ("", False)],
+)
+def test_a_file_may_ask_for_the_response_cache(tmp_path: Path, text: str, cached: bool) -> None:
+    assert declared(tmp_path, text).response_cache is cached
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("max_batch_size: oops", "cannot be read"),
@@ -69,8 +77,17 @@ def test_a_file_is_honoured(tmp_path: Path) -> None:
         ('platform: "tensorflow_savedmodel"', "this server runs 'onnxruntime_onnx'"),
         ('backend: "python"', "this server runs 'onnxruntime'"),
         ("max_batch_size: -1", "expected 0 or more"),
-        ("dynamic_batching { }", "sets dynamic_batching, which this server does not have"),
-        ('input [{ name: "x0" data_type: TYPE_FP32 dims: [3] reshape { shape: [] } }]', "'x0' sets reshape"),
+        (
+            "sequence_batching { iterative_sequence: true }",
+            "sets sequence_batching.iterative_sequence, and a request has",
+        ),
+        ("ensemble_scheduling { }", "sets ensemble_scheduling, and models are not chained here"),
+        (
+            "sequence_batching { } response_cache { enable: true }",
+            "sets response_cache beside sequence_batching, .*: take one of them out",
+        ),
+        ('runtime: "a" model_metrics { }', "sets runtime, .*: take it out, and model_metrics too$"),
+        ('input [{ name: "x0" optional: true }]', "sets input.optional of 'x0', and every input"),
         ("version_policy: { specific { } }", "expects versions from 1"),
     ],
 )

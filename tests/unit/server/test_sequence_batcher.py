@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from hypothesis import given
 from hypothesis import strategies as st
 from inferd_protocol import model_config_pb2
@@ -23,14 +24,14 @@ from inferd_server.errors import (
     ServerError,
     TooManySequences,
 )
-from inferd_server.repository import sequence_config
+from inferd_server.repository.model_config import ModelConfig, read_json, sequence_model
 from inferd_server.request import Reply, SequenceStep
 from inferd_server.runtime.backend import Dim, Signature, TensorSpec
 from inferd_server.scheduling import sequence_batcher
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
 from inferd_server.scheduling.request_queue import RequestQueue
 from inferd_server.scheduling.sequence_batcher import SequenceBatcher
-from inferd_server.scheduling.work import Layout, Work
+from inferd_server.scheduling.work import Finish, Layout, Work
 
 FP32 = BY_NAME["FP32"]
 LAYOUT = Layout.of([FP32.numpy], [(1,)], batched=True)
@@ -101,25 +102,28 @@ class Recorder:
 class Caller:
     def __init__(self, deadline_ns: int | None = None) -> None:
         self.deadline_ns = deadline_ns
+        self.request_id = ""
         self.gone = False
+        self.undeliverable: ServerError | None = None
         self.outcome: float | ServerError | None = None
         self.answered: Callable[[], None] = lambda: None
 
     def cancelled(self) -> bool:
         return self.gone
 
-    def send(self, form: object, outputs: Sequence[Tensor]) -> None:
+    def send(self, form: object, outputs: Sequence[Tensor]) -> ServerError | None:
         assert self.outcome is None, "completed twice"
-        self.outcome = float(outputs[0][0, 0])
+        self.outcome = self.undeliverable or float(outputs[0][0, 0])
         self.answered()
+        return self.undeliverable
 
     def fail(self, error: ServerError) -> None:
         assert self.outcome is None, "completed twice"
         self.outcome = error
 
 
-def finish(reply: Reply, outputs: Sequence[Tensor]) -> None:
-    reply.send(None, outputs)  # type: ignore[arg-type]
+def finish(reply: Reply, outputs: Sequence[Tensor]) -> ServerError | None:
+    return reply.send(None, outputs)  # type: ignore[arg-type]
 
 
 class Bench:
@@ -138,9 +142,10 @@ class Bench:
         self.now_ns = 0
         message = model_config_pb2.ModelConfig()
         text_format.Parse(f"sequence_batching {{ max_sequence_idle_microseconds: 1000 {text} }}", message)
-        declared = sequence_config.read("config.pbtxt", message)
-        assert declared is not None
-        sequences = sequence_config.resolve(self.model.signature, declared, batched=True, max_sequences=max_sequences)
+        declared = read_json(json_format.MessageToJson(message), Path(), "m", "onnxruntime_onnx")
+        config = ModelConfig(4, 4, max_size, max_bytes, 0, 1)
+        sequences = sequence_model(self.model.signature, declared, config, max_sequences)
+        assert sequences is not None
         self.batcher = DynamicBatcher(
             self.model,
             name="test",
@@ -161,12 +166,13 @@ class Bench:
         end: bool = False,
         caller: Caller | None = None,
         expires_ns: int | None = None,
-        finish: Callable[[Reply, Sequence[Tensor]], None] = finish,
+        finish: Finish = finish,
         nbytes: int = 0,
+        priority: int = 0,
     ) -> Caller:
         caller = caller or Caller()
         array = np.array([[value]], np.float32)
-        work = Work([array], 1, LAYOUT, caller, finish, self.now_ns, expires_ns, nbytes)  # type: ignore[arg-type]
+        work = Work([array], 1, LAYOUT, caller, finish, self.now_ns, expires_ns, nbytes, priority)
         self.front.enqueue(work, SequenceStep(sequence, start, end))
         return caller
 
@@ -348,16 +354,65 @@ def test_a_run_that_fails_leaves_the_state_and_the_other_sequences_alone(bench: 
 def test_a_request_without_an_answer_leaves_the_state(bench: Bench) -> None:
     bench.ask(1, 5, start=True)
 
-    def refuse(reply: Reply, _: Sequence[Tensor]) -> None:
-        reply.fail(InvalidRequest("no such classes"))
+    def refuse(reply: Reply, _: Sequence[Tensor]) -> ServerError | None:
+        error = InvalidRequest("no such classes")
+        reply.fail(error)
+        return error
 
-    def defect(reply: Reply, _: Sequence[Tensor]) -> None:
+    def defect(reply: Reply, _: Sequence[Tensor]) -> ServerError | None:
         raise ValueError("defect")
 
     callers = [bench.bring(1, 100, finish=refuse), bench.bring(1, 100, finish=defect), bench.bring(1, 1)]
     bench.run()
     assert [type(caller.outcome) for caller in callers] == [InvalidRequest, RuntimeFailure, float]
     assert callers[-1].outcome == 6
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_an_answer_that_cannot_be_delivered_leaves_the_state(bench: Bench, end: bool) -> None:
+    bench.ask(1, 5, start=True)
+    caller = Caller()
+    caller.undeliverable = InvalidRequest("does not fit")
+    bench.bring(1, 100, caller=caller, end=end)
+    bench.run()
+    assert caller.outcome is caller.undeliverable
+    assert bench.ask(1, 1) == 6
+    failed = bench.batcher.statistics.snapshot().failures
+    assert sum(each.times for each in failed.values()) == 1
+
+
+def test_every_step_is_counted_once_however_it_ends(bench: Bench) -> None:
+    first = bench.bring(1, 1, start=True)
+    bench.bring(1, 1)
+    bench.bring(2, BAD, start=True)
+    bench.bring(2, 1)
+    gone = bench.bring(3, 1, start=True)
+    bench.bring(3, 1)
+    gone.gone = True
+    assert bench.batcher.pending == 6
+    bench.run()
+    assert first.outcome == 1
+    snapshot = bench.batcher.statistics.snapshot()
+    assert snapshot.request.total.times == 2
+    assert snapshot.failed.times == 4
+    assert bench.batcher.pending == 0
+
+
+def test_priorities_order_sequences_and_not_the_steps_of_one(make: Callable[..., Bench]) -> None:
+    bench = make()
+    order: list[str] = []
+
+    def bring(name: str, sequence: int, priority: int, *, start: bool = False) -> None:
+        caller = Caller()
+        caller.answered = lambda: order.append(name)
+        bench.bring(sequence, 1, start=start, priority=priority, caller=caller)
+
+    for sequence in range(1, 6):
+        bring(f"usual {sequence}", sequence, 0, start=True)
+    bring("urgent step", 1, 1)
+    bring("urgent", 9, 1, start=True)
+    bench.run()
+    assert order == ["urgent", "usual 1", "usual 2", "usual 3", "urgent step", "usual 4", "usual 5"]
 
 
 def test_what_is_held_back_counts_for_the_limits(make: Callable[..., Bench]) -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inferd_protocol.datatypes import BY_NAME
+from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
-from inferd_server.repository import sequence_config
-from inferd_server.repository.model_config import read, read_json
-from inferd_server.repository.sequence_config import DeclaredSequences
+from inferd_server.repository.model_config import DeclaredConfig, ModelConfig, read, read_json, sequence_model
 from inferd_server.runtime.backend import Dim, Signature, TensorSpec
 from inferd_server.scheduling.sequence import SequenceModel
 
@@ -51,16 +50,23 @@ def control(name: str, *texts: str) -> str:
     return f'control_input {{ name: "{name}" {controls} }}'
 
 
-def declared(tmp_path: Path, batching: str, rest: str = "") -> DeclaredSequences:
+def declared(tmp_path: Path, batching: str, rest: str = "") -> DeclaredConfig:
     path = tmp_path / "config.pbtxt"
     path.write_text(f"{rest} sequence_batching {{ {batching} }}")
-    found = read(path, "m", PLATFORM).sequences
-    assert found is not None
+    found = read(path, "m", PLATFORM)
+    assert found.sequences is not None
     return found
 
 
+def served(*, batched: bool = True) -> ModelConfig:
+    server = ServerConfig(model_repository=Path())
+    return ModelConfig(4 if batched else 0, server.max_request_rows, 1, 1, 0, 1)
+
+
 def resolved(tmp_path: Path, batching: str, rest: str = "", *, batched: bool = True) -> SequenceModel:
-    return sequence_config.resolve(SIGNATURE, declared(tmp_path, batching, rest), batched=batched, max_sequences=9)
+    found = sequence_model(SIGNATURE, declared(tmp_path, batching, rest), served(batched=batched), 9)
+    assert found is not None
+    return found
 
 
 def names(specs: tuple[TensorSpec, ...]) -> list[str]:
@@ -69,7 +75,7 @@ def names(specs: tuple[TensorSpec, ...]) -> list[str]:
 
 def test_a_model_without_it_keeps_no_sequences() -> None:
     assert read(None, "m", PLATFORM).sequences is None
-    assert read_json("{}", "m", PLATFORM).sequences is None
+    assert read_json("{}", Path(), "m", PLATFORM).sequences is None
 
 
 def test_what_it_says_is_honoured(tmp_path: Path) -> None:
@@ -135,15 +141,25 @@ def initial(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("iterative_sequence: true", "sequence_batching sets iterative_sequence, which this server does not have"),
-        ("direct { minimum_slot_utilization: 0.5 }", "direct sets minimum_slot_utilization, which"),
-        ("direct { max_queue_delay_microseconds: 1 }", "direct sets max_queue_delay_microseconds, which"),
-        ("oldest { preferred_batch_size: [ 4 ] }", "oldest sets preferred_batch_size, which"),
-        ("oldest { preserve_ordering: true }", "oldest sets preserve_ordering, which"),
+        ("iterative_sequence: true", r"sets sequence_batching\.iterative_sequence, and"),
+        ("direct { minimum_slot_utilization: 0.5 }", r"sets sequence_batching\.direct\.minimum_slot_utilization, and"),
+        ("direct { max_queue_delay_microseconds: 1 }", r"direct\.max_queue_delay_microseconds, and"),
+        ("oldest { preferred_batch_size: [ 4 ] }", r"oldest\.preferred_batch_size, and"),
+        ("oldest { preserve_ordering: true }", r"oldest\.preserve_ordering, and"),
         ("oldest { max_candidate_sequences: -1 }", "max_candidate_sequences: -1, expected 1 or more"),
-        (state(f"{H} dims: [ 4 ] use_same_buffer_for_input_output: true"), "state 'h' sets use_same_buffer_for_input"),
-        (state(f"{H} dims: [ 4 ] use_growable_memory: true"), "state 'h' sets use_growable_memory"),
-        (initial('data_type: TYPE_FP32 dims: [ 4 ] data_file: "f"'), "state 'h' sets data_file, which"),
+        (
+            state(f"{H} dims: [ 4 ] use_same_buffer_for_input_output: true"),
+            r"state\.use_same_buffer_for_input_output, and",
+        ),
+        (state(f"{H} dims: [ 4 ] use_growable_memory: true"), r"state\.use_growable_memory, and"),
+        (initial('data_type: TYPE_FP32 dims: [ 4 ] data_file: "f"'), r"state\.initial_state\.data_file, and"),
+        (
+            initial("data_type: TYPE_FP32 dims: [ 4 ]"),
+            "state 'h' has an initial_state without values: expected zero_data",
+        ),
+        (initial("dims: [ 4 ]"), "has an initial_state of data_type TYPE_INVALID: expected one of"),
+        (state('input_name: "h"'), "state 'h' has data_type TYPE_INVALID: expected one of"),
+        (control("x", "kind: 9"), "control_input 'x' says kind: 9, expected from 0 to 3"),
         (initial("data_type: TYPE_INT32 dims: [ 4 ]"), "is TYPE_FP32 and its initial_state TYPE_INT32: expected"),
         (initial("data_type: TYPE_FP32 dims: [ 5 ]"), r"dims \[4\] and its initial_state \[5\]: expected the same"),
         (
@@ -176,7 +192,10 @@ def test_what_is_not_honoured_is_refused_by_name(tmp_path: Path, text: str, why:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (state('input_name: "z" output_name: "next_h"'), r"state input 'z', the model has \['h', 'kept', 'name'"),
+        (
+            state('input_name: "z" output_name: "next_h" data_type: TYPE_FP32'),
+            r"state input 'z', the model has \['h', 'kept', 'name'",
+        ),
         (state('input_name: "h" output_name: "z" data_type: TYPE_FP32'), r"state output 'z', the model has \['next_h'"),
         (state(f"{H.replace('FP32', 'FP16')} dims: [ 4 ]"), "state input 'h' as TYPE_FP16, the model has TYPE_FP32"),
         (state(f"{H} dims: [ 5 ]"), r"state input 'h' with dims \[5\], the model has \[4\] \(without the batch axis\)"),
@@ -186,8 +205,8 @@ def test_what_is_not_honoured_is_refused_by_name(tmp_path: Path, text: str, why:
             r"input 'h', which is \[4\], and output 'wide', which is \[5\] \(without the batch axis\): expected equal",
         ),
         (
-            state(f"{H} dims: [ -1 ] initial_state {{ data_type: TYPE_FP32 dims: [ 5 ] }}"),
-            r"initial_state of dims \[5\] for 'h', the model has \[4\]",
+            state(f"{H} dims: [ -1 ] initial_state {{ data_type: TYPE_FP32 dims: [ 5 ] zero_data: true name: 'i' }}"),
+            r"initial_state 'i' of dims \[5\] for 'h', the model has \[4\]",
         ),
         (state(f"{H} dims: [ 4 ]") + state(f"{H} dims: [ 4 ]"), "declares input 'h' twice: expected once"),
         (control("y", START), r"control input 'y', the model has"),
@@ -211,4 +230,4 @@ def test_an_input_is_the_callers_or_the_servers(tmp_path: Path) -> None:
 def test_something_is_left_to_send(tmp_path: Path) -> None:
     lone = Signature((SIGNATURE.inputs[1],), SIGNATURE.outputs, {})
     with pytest.raises(LoadError, match="takes every input: expected one for callers to send"):
-        sequence_config.resolve(lone, declared(tmp_path, control("start", START)), batched=True, max_sequences=1)
+        sequence_model(lone, declared(tmp_path, control("start", START)), served(), 1)
