@@ -114,6 +114,11 @@ class ServerConfig:
     max_request_rows: int = _setting("most rows one request may bring", default=65536, parse=int)
     max_queue_size: int = _setting("most requests that wait for one model; more are refused", default=2048, parse=int)
     max_queue_bytes: int = _setting("most bytes of requests that wait for one model", default=512 * MIB, parse=int)
+    max_sequences: int = _setting(
+        "most sequences of one model that are live, where its config.pbtxt sets no max_candidate_sequences",
+        default=4096,
+        parse=int,
+    )
     response_cache_bytes: int = _setting(
         "most bytes of answers kept, in each worker, for models whose config.pbtxt says response_cache; 0 keeps none",
         default=0,
@@ -156,7 +161,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         self._at_least(1, "max_batch_size", "max_request_rows", "max_queue_size", "max_queue_bytes", "instances")
-        self._at_least(1, "grpc_max_concurrent_streams", "workers")
+        self._at_least(1, "grpc_max_concurrent_streams", "workers", "max_sequences")
         self._at_least(0, "max_queue_delay_microseconds", "response_cache_bytes")
         self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
         self._at_least(1024, "grpc_max_message_size")

@@ -11,6 +11,7 @@
     ├── Unavailable              not now; `reason` says which kind of not now
     │   ├── ModelNotReady        known, but loading, or its load failed
     │   ├── QueueFull            overloaded
+    │   ├── TooManySequences     no room for one more sequence
     │   ├── QueueTimeout         waited longer than the request or its model allows
     │   ├── Draining             shutting down
     │   └── ControlOff           loading and unloading by request is switched off
@@ -88,6 +89,18 @@ class QueueFull(Unavailable):
 
     def __init__(self, limit: str) -> None:
         super().__init__(f"the queue is full ({limit}): send less at once, or try again later")
+
+
+class TooManySequences(Unavailable):
+    """The model keeps as many sequences as it may."""
+
+    reason = Reason.QUEUE_FULL
+
+    def __init__(self, model: str, limit: int) -> None:
+        super().__init__(
+            f"model '{model}' has {limit} live sequences, the most it may have: end some with sequence_end, or try "
+            "again later"
+        )
 
 
 class QueueTimeout(Unavailable):

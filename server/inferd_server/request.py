@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from inferd_protocol.datatypes import BYTES, Datatype
 from inferd_protocol.tensors import Tensor
@@ -41,7 +41,7 @@ class RequestedOutput:
     name: str
     classification: int = 0
     in_shared_memory: bool = False
-    """Whether it is to be written to shared memory: a SharedMemoryRequest says where."""
+    """Whether it is to be written to shared memory: the request's `places` say where."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +56,8 @@ class RequestForm:
     """Longest wait in the queue, microseconds; 0 for no limit of its own."""
     priority: int = 0
     """1 runs before 2, and so on; 0, none, after all others."""
+    in_sequence: bool = False
+    """Whether its requests are steps of sequences, and so `SequenceRequest`s."""
 
 
 class InferenceRequest:
@@ -85,6 +87,36 @@ class SharedMemoryRequest(InferenceRequest):
         places: tuple[Window | None, ...],
     ) -> None:
         super().__init__(form, id, contents, nbytes)
+        self.places = places
+
+
+class SequenceStep(NamedTuple):
+    """A request's place in a sequence: which one, and whether it is the first or the last of it."""
+
+    id: int | str
+    start: bool
+    end: bool
+
+
+class SequenceRequest(InferenceRequest):
+    """A request that is a step of a sequence. The step is not in the form: it differs from request to request.
+
+    `places` are a SharedMemoryRequest's; empty where no output goes to shared memory.
+    """
+
+    __slots__ = ("places", "step")
+
+    def __init__(
+        self,
+        form: RequestForm,
+        id: str,  # noqa: A002
+        contents: Sequence[Content],
+        nbytes: int,
+        step: SequenceStep,
+        places: tuple[Window | None, ...] = (),
+    ) -> None:
+        super().__init__(form, id, contents, nbytes)
+        self.step = step
         self.places = places
 
 

@@ -71,6 +71,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
         "binary_tensor_data",
         "classification",
         "parameters",
+        "sequence",
         "model_configuration",
         "model_repository",
         "model_repository(unload_dependents)",

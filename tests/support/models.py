@@ -185,3 +185,76 @@ def constant(value: float, weights: int = 0) -> onnx.ModelProto:
     }
     x, y = tensor("x", TensorProto.FLOAT, ("batch", 3)), tensor("y", TensorProto.FLOAT, ("batch", 1))
     return model(nodes, [x], [y], [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()])
+
+
+def accumulator() -> onnx.ModelProto:
+    """x, total float [batch, 1], start int32 [batch, 1] -> y, next_total: the sum of the x since the last start."""
+    nodes = [
+        helper.make_node("Sub", ["one", "start"], ["keep"]),
+        helper.make_node("Cast", ["keep"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["total", "factor"], ["kept"]),
+        helper.make_node("Add", ["kept", "x"], ["y"]),
+        helper.make_node("Identity", ["y"], ["next_total"]),
+    ]
+    tensors = {name: tensor(name, TensorProto.FLOAT, ("batch", 1)) for name in ("x", "total", "y", "next_total")}
+    return model(
+        nodes,
+        [tensors["x"], tensors["total"], tensor("start", TensorProto.INT32, ("batch", 1))],
+        [tensors["y"], tensors["next_total"]],
+        [helper.make_tensor("one", TensorProto.INT32, [1], [1])],
+    )
+
+
+ACCUMULATOR_SEQUENCES = """
+state { input_name: "total" output_name: "next_total" data_type: TYPE_FP32 dims: [ 1 ] }
+control_input { name: "start" control { kind: CONTROL_SEQUENCE_START int32_false_true: [ 0, 1 ] } }
+"""
+
+LSTM_INPUT, LSTM_HIDDEN = 3, 5
+_LSTM_RANDOM = np.random.default_rng(11)
+LSTM_WEIGHTS = {
+    "W": _LSTM_RANDOM.normal(size=(1, 4 * LSTM_HIDDEN, LSTM_INPUT)).astype(np.float32),
+    "R": _LSTM_RANDOM.normal(size=(1, 4 * LSTM_HIDDEN, LSTM_HIDDEN)).astype(np.float32),
+    "B": _LSTM_RANDOM.normal(size=(1, 8 * LSTM_HIDDEN)).astype(np.float32),
+}
+LSTM_SEQUENCES = f"""
+state {{ input_name: "h" output_name: "next_h" data_type: TYPE_FP32 dims: [ {LSTM_HIDDEN} ] }}
+state {{ input_name: "c" output_name: "next_c" data_type: TYPE_FP32 dims: [ {LSTM_HIDDEN} ] }}
+"""
+
+
+def lstm_cell() -> onnx.ModelProto:
+    """x [batch, 3], h and c [batch, 5] -> y [batch, 1], next_h, next_c: one step of an LSTM."""
+    nodes = [
+        *[helper.make_node("Unsqueeze", [name, "zero"], [f"{name}1"]) for name in ("x", "h", "c")],
+        helper.make_node("LSTM", ["x1", "W", "R", "B", "", "h1", "c1"], ["", "h2", "c2"], hidden_size=LSTM_HIDDEN),
+        helper.make_node("Squeeze", ["h2", "zero"], ["next_h"]),
+        helper.make_node("Squeeze", ["c2", "zero"], ["next_c"]),
+        helper.make_node("ReduceSum", ["next_h", "last"], ["y"], keepdims=1),
+    ]
+    state = {name: tensor(name, TensorProto.FLOAT, ("batch", LSTM_HIDDEN)) for name in ("h", "c", "next_h", "next_c")}
+    arrays = {**LSTM_WEIGHTS, "zero": np.array([0], np.int64), "last": np.array([1], np.int64)}
+    return model(
+        nodes,
+        [tensor("x", TensorProto.FLOAT, ("batch", LSTM_INPUT)), state["h"], state["c"]],
+        [tensor("y", TensorProto.FLOAT, ("batch", 1)), state["next_h"], state["next_c"]],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+
+
+def lstm(steps: np.ndarray) -> np.ndarray:
+    """What `lstm_cell` answers to a sequence of steps [length, 3], in numpy: [length, 1]."""
+    w, r, both = (LSTM_WEIGHTS[name][0].astype(np.float64) for name in "WRB")
+    bias = both[: 4 * LSTM_HIDDEN] + both[4 * LSTM_HIDDEN :]
+    h = c = np.zeros(LSTM_HIDDEN)
+    answers = []
+    for x in steps:
+        i, o, f, g = np.split(w @ x + r @ h + bias, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        answers.append([h.sum()])
+    return np.array(answers, np.float32)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))

@@ -17,7 +17,7 @@ from inferd_server.runtime.backend import TensorSpec
 
 SERVER_NAME = "inferd"
 
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters", "schedule_policy", "sequence")
 """The protocol's extensions that need no RPC of their own; `frontend.services` adds those that do."""
 
 

@@ -15,7 +15,7 @@ from inferd_server.errors import Draining, InvalidRequest, ModelNotFound, ModelN
 from inferd_server.observability.failures import reason_of
 from inferd_server.observability.statistics import FailureCounts
 from inferd_server.repository.manager import RepositoryManager
-from inferd_server.request import InferenceRequest, Reply, RequestForm, SharedMemoryRequest
+from inferd_server.request import InferenceRequest, Reply, RequestForm, SequenceRequest, SharedMemoryRequest
 from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
 from inferd_server.scheduling.work import Finish, Work
 
@@ -54,6 +54,8 @@ class InferenceCore:
         while True:
             ordered = contents
             if not plan.plain:
+                if isinstance(request, SequenceRequest):
+                    return self._accept_step(plan, request, reply, now_ns)
                 if plan.order is not None:
                     ordered = [contents[place] for place in plan.order]
                 if isinstance(request, SharedMemoryRequest):
@@ -94,6 +96,27 @@ class InferenceCore:
                     raise Draining from None
                 continue
             return batcher
+
+    def _accept_step(self, plan: Plan, request: SequenceRequest, reply: Reply, now_ns: int) -> DynamicBatcher:
+        """Hands on a step of a sequence. What it gives depends on the steps before it, so no cache knows it."""
+        form, contents = request.form, request.contents
+        while True:
+            sequences = plan.servable.sequences
+            assert sequences is not None
+            ordered = contents if plan.order is None else [contents[place] for place in plan.order]
+            finish = plan.into(request.places).finish if request.places else plan.finish
+            expires_ns = now_ns + plan.timeout_ns if plan.timeout_ns else None
+            work = Work(
+                ordered, plan.rows, plan.layout, reply, finish, now_ns, expires_ns, request.nbytes, form.priority
+            )
+            try:
+                sequences.enqueue(work, request.step)
+            except Closed:
+                closed, plan = plan.servable, self._plan(form)
+                if plan.servable is closed:
+                    raise Draining from None
+                continue
+            return plan.servable.batcher
 
     def count_refusal(self, error: Exception, name: str, version: str, ns: int) -> None:
         """Counts a request that no batcher has taken, `ns` nanoseconds after it had come.

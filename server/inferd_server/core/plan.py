@@ -27,7 +27,7 @@ class Plan:
 
     servable: Servable
     plain: bool
-    """Whether the request has the model's order and no output goes to shared memory."""
+    """Whether the request has the model's order, no output goes to shared memory, and it is no step of a sequence."""
     order: tuple[int, ...] | None
     """For each of the model's inputs its place in the request; None where the request has the model's order."""
     rows: int
@@ -79,7 +79,10 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
     Raises InvalidRequest where it does not fit.
     """
     signature = servable.signature
+    _check_sequence(servable, form)
     arranged = validation.arrange(signature, servable.config, form.inputs)
+    if form.in_sequence and arranged.rows != 1:
+        raise InvalidRequest(f"a request of a sequence is expected to have 1 row, got {arranged.rows}")
     selection = validation.select(signature, form.outputs)
     in_order = arranged.order == tuple(range(len(arranged.order)))
     everything = selection == validation.select(signature, ())
@@ -89,15 +92,29 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
     )
     return Plan(
         servable=servable,
-        plain=in_order and not any(output.in_shared_memory for output in form.outputs),
+        plain=in_order and not form.in_sequence and not any(output.in_shared_memory for output in form.outputs),
         order=None if in_order else arranged.order,
         rows=arranged.rows,
         layout=arranged.layout,
         selection=None if everything else selection,
         answer=AnswerForm(servable.name, str(servable.version), outputs),
         timeout_ns=servable.config.queue_timeout_us(form.timeout_us) * 1000,
-        cache=servable.cache,
+        cache=None if form.in_sequence else servable.cache,
     )
+
+
+def _check_sequence(servable: Servable, form: RequestForm) -> None:
+    """Raises InvalidRequest for a step of a sequence to a model that keeps none, and for the opposite."""
+    if form.in_sequence and servable.sequences is None:
+        raise InvalidRequest(
+            f"parameter 'sequence_id' asks for a sequence, and model '{servable.name}' keeps none: leave it out, or "
+            "declare sequence_batching in the model's config.pbtxt"
+        )
+    if servable.sequences is not None and not form.in_sequence:
+        raise InvalidRequest(
+            f"inference request to model '{servable.name}' must specify a non-zero or non-empty correlation ID: "
+            "the model keeps sequences, and expects the parameter 'sequence_id'"
+        )
 
 
 def _without_rows(signature: Signature) -> list[Tensor]:

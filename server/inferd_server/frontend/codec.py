@@ -16,19 +16,15 @@ from inferd_protocol.datatypes import BY_NAME, BYTES, Datatype
 from inferd_protocol.reasons import Parameter
 from inferd_protocol.tensors import Tensor, TensorError, check_raw_size, decode_contents, decode_raw, encode_raw
 
-from inferd_server.errors import InvalidRequest, MalformedMessage, NotBuilt
+from inferd_server.errors import InvalidRequest, MalformedMessage
 from inferd_server.frontend.parameters import integer, shared_ranges
-from inferd_server.request import AnswerForm, Content, RequestedOutput, RequestForm, TensorForm
+from inferd_server.frontend.sequence_parameters import sequence_step
+from inferd_server.request import AnswerForm, Content, RequestedOutput, RequestForm, SequenceStep, TensorForm
 from inferd_server.shared_memory import NO_REGIONS, Range, Regions, Window
 
 _RESPONSE_ID = pb.ModelInferResponse.ID_FIELD_NUMBER
 _RAW_OUTPUT_CONTENTS = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 _LOWEST_PRIORITY = 2**32 - 1
-_SCHEDULING_NOT_BUILT = {
-    Parameter.SEQUENCE_ID: "sequences",
-    Parameter.SEQUENCE_START: "sequences",
-    Parameter.SEQUENCE_END: "sequences",
-}
 
 
 class DecodedMessage(NamedTuple):
@@ -41,14 +37,15 @@ class DecodedMessage(NamedTuple):
     """The shared memory that each input is in; empty where all are in the message."""
     outputs_in: tuple[Range | None, ...] = ()
     """The shared memory that each requested output is to be written to; empty where all go into the answer."""
+    step: SequenceStep | None = None
+    """The request's place in a sequence, None where it is in none."""
 
 
 def decode_message(message: bytes, regions: Regions = NO_REGIONS) -> DecodedMessage:
     """A ModelInferRequest's bytes as its form, id and contents.
 
-    Raises MalformedMessage where they are no such message, InvalidRequest where it contradicts itself, NotBuilt where
-    it uses a part of the protocol that this server does not have, RegionNotFound where an input is in shared memory
-    that is not registered.
+    Raises MalformedMessage where they are no such message, InvalidRequest where it contradicts itself,
+    RegionNotFound where an input is in shared memory that is not registered.
     """
     try:
         request = pb.ModelInferRequest.FromString(message)
@@ -62,6 +59,7 @@ def decode_message(message: bytes, regions: Regions = NO_REGIONS) -> DecodedMess
         raise InvalidRequest(str(error)) from error
     outputs_in = shared_ranges(request.outputs)
     outputs = tuple(map(_requested, request.outputs))
+    step = sequence_step(request.parameters) if request.parameters else None
     form = RequestForm(
         model_name=request.model_name,
         model_version=request.model_version,
@@ -69,8 +67,9 @@ def decode_message(message: bytes, regions: Regions = NO_REGIONS) -> DecodedMess
         outputs=tuple(map(_in_shared_memory, outputs, outputs_in)) if outputs_in else outputs,
         timeout_us=_timeout(request) if request.parameters else 0,
         priority=_priority(request) if request.parameters else 0,
+        in_sequence=step is not None,
     )
-    return DecodedMessage(form, request.id, contents, inputs_in, outputs_in)
+    return DecodedMessage(form, request.id, contents, inputs_in, outputs_in, step)
 
 
 def encode_answer(form: AnswerForm, request_id: str, outputs: Sequence[Tensor]) -> bytes:
@@ -268,9 +267,6 @@ def _requested(output: pb.ModelInferRequest.InferRequestedOutputTensor) -> Reque
 
 
 def _timeout(request: pb.ModelInferRequest) -> int:
-    for name, feature in _SCHEDULING_NOT_BUILT.items():
-        if name in request.parameters:
-            raise NotBuilt(f"parameter '{name}' asks for {feature}, which this server does not have: leave it out")
     if Parameter.TIMEOUT not in request.parameters:
         return 0
     timeout = integer("parameter 'timeout'", request.parameters[Parameter.TIMEOUT])

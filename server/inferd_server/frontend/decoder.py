@@ -16,7 +16,14 @@ from inferd_protocol import wire
 from inferd_protocol.datatypes import BYTES
 
 from inferd_server.frontend.codec import DecodedMessage, decode_message
-from inferd_server.request import Content, InferenceRequest, RequestForm, SharedMemoryRequest
+from inferd_server.request import (
+    Content,
+    InferenceRequest,
+    RequestForm,
+    SequenceRequest,
+    SequenceStep,
+    SharedMemoryRequest,
+)
 from inferd_server.shared_memory import NO_REGIONS, Range, Regions, Window
 
 _FIELD = pb.ModelInferRequest
@@ -93,6 +100,8 @@ class RequestDecoder:
         self._head_sizes: dict[int, tuple[int, ...]] = {}
         """By the length of the message without its id: the sizes of the heads, without their ids, that it may have."""
         self._known: dict[bytes, _Known] = {}
+        self._sequence_forms: dict[tuple[object, ...], RequestForm] = {}
+        """By all that a form says."""
 
     def decode(self, message: bytes) -> InferenceRequest:
         """A ModelInferRequest's bytes as a request whose raw tensors are views of them.
@@ -117,8 +126,23 @@ class RequestDecoder:
                     if (request := known.request(request_id, message, size + without)) is not None:
                         return request
         decoded = decode_message(message, self._regions)
+        if decoded.step is not None:
+            return self._in_sequence(decoded, decoded.step, len(message))
         self._remember(message, decoded, id_start, id_end)
         return _request(decoded.form, decoded.id, decoded.contents, len(message), decoded.outputs_in, self._regions)
+
+    def _in_sequence(self, decoded: DecodedMessage, step: SequenceStep, nbytes: int) -> InferenceRequest:
+        """A step of a sequence: its head holds the sequence's id and is no other's, but its form is shared.
+
+        So the head is not remembered, and plans are still made once for each form.
+        """
+        form = decoded.form
+        key = (form.model_name, form.model_version, form.inputs, form.outputs, form.timeout_us, form.priority)
+        if len(self._sequence_forms) >= _MOST_HEADS:
+            self._sequence_forms = {}
+        shared = self._sequence_forms.setdefault(key, form)
+        places = _places(shared, decoded.outputs_in, self._regions)
+        return SequenceRequest(shared, decoded.id, decoded.contents, nbytes, step, places)
 
     def _remember(self, message: bytes, decoded: DecodedMessage, id_start: int, id_end: int) -> None:
         inputs = decoded.form.inputs
@@ -184,11 +208,17 @@ def _request(
     """The request, with the places of its outputs where any go to shared memory."""
     if not outputs_in:
         return InferenceRequest(form, request_id, contents, nbytes)
-    places: list[Window | None] = [
+    return SharedMemoryRequest(form, request_id, contents, nbytes, _places(form, outputs_in, regions))
+
+
+def _places(form: RequestForm, outputs_in: Sequence[Range | None], regions: Regions) -> tuple[Window | None, ...]:
+    """A window for each of the outputs that go to shared memory; empty where none do."""
+    if not outputs_in:
+        return ()
+    return tuple(
         None if place is None else regions.window(output.name, place)
         for output, place in zip(form.outputs, outputs_in, strict=True)
-    ]
-    return SharedMemoryRequest(form, request_id, contents, nbytes, tuple(places))
+    )
 
 
 def _find_id(message: bytes) -> tuple[int, int]:

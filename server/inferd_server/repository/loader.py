@@ -19,9 +19,11 @@ from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend, SessionSettings
 from inferd_server.runtime.resources import available_cpus
+from inferd_server.scheduling import sequence_batcher
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 from inferd_server.scheduling.observer import Observe
 from inferd_server.scheduling.request_queue import RequestQueue
+from inferd_server.scheduling.sequence_batcher import SequenceBatcher
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def load(
         # Where no batch axis is declared, none is looked for.
         batchable = declared.max_batch_size != 0 and model_config.has_batch_axis(own) and rows_are_independent(model)
         config = model_config.resolve(own, batchable, declared, server)
+        sequences = model_config.sequence_model(model.signature, declared, config, server.max_sequences)
         labels = read_labels(model.signature, declared)
         warm_up(model, config.max_batch_size)
         declared_warm_up.run(model, declared, config.max_batch_size)
@@ -74,9 +77,11 @@ def load(
         preferred_rows=config.preferred_rows,
         queue=RequestQueue(config.max_queue_size, config.max_queue_bytes),
         observer=observe(name, version) if observe else None,
+        on_gone=sequence_batcher.gone if sequences else None,
     )
     cache = responses.open(name, version) if declared.response_cache else None
-    return Servable(name, version, backend.platform, config, labels, model, batcher, declared, cache)
+    front = SequenceBatcher(batcher, sequences, model=name) if sequences else None
+    return Servable(name, version, backend.platform, config, labels, model, batcher, declared, cache, front)
 
 
 def _session(declared: DeclaredConfig, server: ServerConfig) -> SessionSettings:

@@ -13,6 +13,7 @@ from inferd_server.repository.model_config import DeclaredConfig, ModelConfig
 from inferd_server.repository.response_cache import ServableCache
 from inferd_server.runtime.backend import RuntimeModel, Signature
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.sequence_batcher import SequenceBatcher
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +31,13 @@ class Servable:
     declared: DeclaredConfig = field(default_factory=DeclaredConfig)
     cache: ServableCache | None = None
     """Its part of the response cache, where its config.pbtxt asks for one and the server has one."""
+    sequences: SequenceBatcher | None = None
+    """What keeps the state of the model's sequences and feeds the batcher; None for a model that keeps none."""
 
     @property
     def signature(self) -> Signature:
-        """The model's inputs and outputs."""
-        return self.model.signature
+        """The inputs and outputs that callers see: the model's, without the state and controls of its sequences."""
+        return self.model.signature if self.sequences is None else self.sequences.signature
 
     def close(self, timeout: float) -> bool:
         """Finishes what it has accepted, within `timeout` seconds, and frees the model. False where it still runs."""

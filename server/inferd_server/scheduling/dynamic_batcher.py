@@ -35,8 +35,9 @@ class DynamicBatcher:
 
     `max_batch_size` is rows a run, 0 for a model without a batch axis. `instances` batches run at the same time.
     `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs; one of
-    `preferred_rows` waits no longer either, 0 for none. `statistics`
-    counts every request from `enqueue` on; an `observer` is told of each.
+    `preferred_rows` waits no longer either, 0 for none. `statistics` counts every request from `enqueue` on; an
+    `observer` is told of each. `on_gone` is told of requests that are not run because their callers have gone: their
+    replies are not completed.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class DynamicBatcher:
         queue: RequestQueue,
         max_queue_delay_ns: int = 0,
         preferred_rows: int = 0,
+        on_gone: Callable[[Work], None] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         observer: Observer | None = None,
     ) -> None:
@@ -63,11 +65,13 @@ class DynamicBatcher:
         self._enough_rows = preferred_rows or self._max_rows
         self._queue = queue
         self._delay_ns = max_queue_delay_ns if self._batched else 0
+        self._on_gone = on_gone
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._work_or_close = threading.Condition(self._lock)
         self._all_idle = threading.Condition(self._lock)
         self._closed = False
+        self._given_up = False
         self._instances = instances
         self._idle = instances
         for number in range(instances):
@@ -83,6 +87,37 @@ class DynamicBatcher:
                 raise Closed
             self._queue.push(work)
 
+    def hold(self, nbytes: int) -> None:
+        """Lets a request wait that stays its owner's: not to run before another one is done, but in the limits.
+
+        Raises QueueFull and Closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise Closed
+            self._queue.hold(nbytes)
+
+    def let_go(self, nbytes: int) -> None:
+        """Undoes a `hold`: the request has ended without a run."""
+        with self._lock:
+            self._queue.let_go(nbytes)
+
+    def enqueue_held(self, work: Work) -> None:
+        """Takes over a request that was held, and so accepted: even while the batcher closes, and with no limit.
+
+        Raises Closed where what waits was given up; the request is let go then, and still the caller's.
+        """
+        with self._lock:
+            self._queue.let_go(work.nbytes)
+            if self._given_up:
+                raise Closed
+            self._queue.push(work)
+
+    def fail_held(self, work: Work, error: ServerError) -> None:
+        """Counts and fails a request that was held, and that the batcher does not have: it is let go, or refused."""
+        self._count_failure(work, error, self._clock_ns())
+        work.reply.fail(error)
+
     def start(self) -> None:
         """Wakes an idle instance for what is enqueued; where all run, they find it when they are done."""
         if self._idle:
@@ -91,8 +126,8 @@ class DynamicBatcher:
 
     @property
     def pending(self) -> int:
-        """Requests that wait."""
-        return len(self._queue)
+        """Requests that wait, those included that are held."""
+        return self._queue.waiting
 
     def answer_without_run(self, work: Work, answer: Callable[[], ServerError | None]) -> None:
         """Counts a request for which nothing has to run, once `answer` has answered it, or failed it as it says.
@@ -131,6 +166,7 @@ class DynamicBatcher:
             self._closed = True
             self._work_or_close.notify_all()
             self._all_idle.wait_for(lambda: self._idle == self._instances and not len(self._queue), timeout)
+            self._given_up = True
             left = self._queue.take_all()
             idle = self._idle == self._instances
         for work in left:
@@ -267,6 +303,8 @@ class DynamicBatcher:
             # A transport that keeps deadlines itself says of either that the caller has gone.
             late = work.reply.deadline_ns is not None and work.reply.deadline_ns <= now_ns
             self._count_failure(work, DeadlineExceeded() if late else None, now_ns)
+            if self._on_gone is not None:
+                self._on_gone(work)
 
     def _count_failure(self, work: Work, error: ServerError | None, now_ns: int) -> None:
         """Without an error where the caller has gone."""

@@ -52,17 +52,23 @@ class RequestQueue:
         self._arrivals = 0
         self._bytes = 0
         self._size = 0
+        self._held = 0
+        """Of `_size`, those that are held back."""
 
     def __len__(self) -> int:
+        """Requests that may run; those held back wait too, and count for the limits alone."""
+        return self._size - self._held
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, those held back included."""
         return self._size
 
     def push(self, work: Work) -> None:
         """Takes a request. Raises QueueFull."""
-        if self._size >= self._max_size:
-            raise QueueFull(f"{self._max_size} requests wait")
         nbytes = work.nbytes
-        if self._size and self._bytes + nbytes > self._max_bytes:
-            raise QueueFull(f"{self._bytes} of {self._max_bytes} bytes of requests wait")
+        if self._size >= self._max_size or (self._size and self._bytes + nbytes > self._max_bytes):
+            raise self._full()
         self._arrivals += 1
         work.sequence = self._arrivals
         self._bytes += nbytes
@@ -77,6 +83,23 @@ class RequestQueue:
         else:
             waiting.append(work)
 
+    def hold(self, nbytes: int) -> None:
+        """Counts a request that its owner holds back until another one is done. Raises QueueFull.
+
+        After `let_go` the same request can be pushed at once, whatever the limits: it has its place.
+        """
+        if self._size >= self._max_size or (self._size and self._bytes + nbytes > self._max_bytes):
+            raise self._full()
+        self._size += 1
+        self._held += 1
+        self._bytes += nbytes
+
+    def let_go(self, nbytes: int) -> None:
+        """Counts a request no more that was held back."""
+        self._size -= 1
+        self._held -= 1
+        self._bytes -= nbytes
+
     def pick(self, now_ns: int, max_rows: int) -> Pick:
         """Takes out up to `max_rows` rows of the layout whose request is first: by priority, then by arrival.
 
@@ -84,7 +107,7 @@ class RequestQueue:
         never split. One that is larger than `max_rows` gives a part of itself and stays at its place for the next pick.
         """
         pick = Pick(now_ns)
-        while self._size and not pick.rows:
+        while self._size > self._held and not pick.rows:
             key = self._first_key()
             if self._urgent:
                 room = self._take(pick, self._urgent, key, now_ns, max_rows)
@@ -113,12 +136,18 @@ class RequestQueue:
         return min(work.arrived_ns for work in chain(oldest, *self._urgent.values())) + delay_ns
 
     def take_all(self) -> list[Work]:
-        """Empties the queue."""
+        """Empties the queue, but for those held back."""
         works = list(chain(*self._urgent.values(), *self._by_key.values()))
         self._by_key.clear()
         self._urgent.clear()
-        self._bytes = self._size = 0
+        self._bytes -= sum(work.nbytes for work in works)
+        self._size = self._held
         return works
+
+    def _full(self) -> QueueFull:
+        if self._size >= self._max_size:
+            return QueueFull(f"{self._max_size} requests wait")
+        return QueueFull(f"{self._bytes} of {self._max_bytes} bytes of requests wait")
 
     def _first_key(self) -> str:
         """The layout that runs next."""

@@ -17,6 +17,8 @@ from inferd_server.repository.model_config import DeclaredConfig, read
 
 PLATFORM = "onnxruntime_onnx"
 
+FIRST = 'data_type: TYPE_FP32 dims: 4 zero_data: true name: "none"'
+
 SETTINGS: Mapping[str, str] = {
     "response_cache.enable": "response_cache { enable: true }",
     "version_policy.latest.num_versions": "version_policy { latest { num_versions: 2 } }",
@@ -61,6 +63,37 @@ SETTINGS: Mapping[str, str] = {
             "inputs.zero_data": 'inputs { key: "x" value { data_type: TYPE_FP32 zero_data: true } }',
             "inputs.random_data": 'inputs { key: "x" value { data_type: TYPE_FP32 random_data: true } }',
             "inputs.input_data_file": 'inputs { key: "x" value { data_type: TYPE_FP32 input_data_file: "f" } }',
+        }.items()
+    },
+    **{
+        f"sequence_batching.{field}": f"sequence_batching {{ {text} }}"
+        for field, text in {
+            "oldest.max_candidate_sequences": "oldest { max_candidate_sequences: 2 }",
+            "max_sequence_idle_microseconds": "max_sequence_idle_microseconds: 5",
+            **{
+                f"control_input.{inner}": f'control_input {{ name: "c" control {{ {control} }} }}'
+                for inner, control in {
+                    "name": "bool_false_true: [false, true]",
+                    "control.kind": "kind: CONTROL_SEQUENCE_END bool_false_true: [false, true]",
+                    "control.int32_false_true": "int32_false_true: [0, 1]",
+                    "control.fp32_false_true": "fp32_false_true: [0, 1]",
+                    "control.bool_false_true": "bool_false_true: [false, true]",
+                    "control.data_type": "kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_INT32",
+                }.items()
+            },
+            **{
+                f"state.{inner}": f"state {{ {state} data_type: TYPE_FP32 {rest} }}"
+                for inner, state, rest in (
+                    ("input_name", 'input_name: "h"', ""),
+                    ("output_name", 'output_name: "h"', ""),
+                    ("data_type", 'input_name: "h"', ""),
+                    ("dims", "dims: 4", ""),
+                    *(
+                        (f"initial_state.{last}", "dims: 4", f"initial_state {{ {FIRST} }}")
+                        for last in ("data_type", "dims", "zero_data", "name")
+                    ),
+                )
+            },
         }.items()
     },
 }

@@ -13,7 +13,7 @@ from inferd_protocol.reasons import REASON_KEY
 from inferd_server import errors
 from inferd_server.core.classification import classify
 from inferd_server.core.validation import arrange, select
-from inferd_server.errors import InvalidRequest, MalformedMessage, NotBuilt, ServerError
+from inferd_server.errors import InvalidRequest, MalformedMessage, ServerError
 from inferd_server.frontend.codec import decode_message, encode_answer
 from inferd_server.frontend.status import status_of
 from inferd_server.repository.model_config import ModelConfig
@@ -140,7 +140,24 @@ def parameter(**value: object) -> pb.InferParameter:
             "is expected to be an int64",
         ),
         ({"parameters": {"timeout": parameter(int64_param=-1)}}, InvalidRequest, "0 or more, got -1"),
-        ({"parameters": {"sequence_id": parameter(int64_param=1)}}, NotBuilt, "'sequence_id' asks for sequences"),
+        ({"parameters": {"sequence_id": parameter(bool_param=True)}}, InvalidRequest, "uint64 or string, got bool_par"),
+        ({"parameters": {"sequence_id": parameter(int64_param=-1)}}, InvalidRequest, "0 or more, got -1"),
+        (
+            {"parameters": {"sequence_id": parameter(string_param="é" * 65)}},
+            InvalidRequest,
+            "at most 128 bytes, got 130",
+        ),
+        ({"parameters": {"sequence_start": parameter(bool_param=True)}}, InvalidRequest, "beside a sequence_id"),
+        (
+            {"parameters": {"sequence_id": parameter(int64_param=0), "sequence_end": parameter(bool_param=True)}},
+            InvalidRequest,
+            "'sequence_end' is expected beside a sequence_id",
+        ),
+        (
+            {"parameters": {"sequence_id": parameter(int64_param=1), "sequence_end": parameter(int64_param=1)}},
+            InvalidRequest,
+            "'sequence_end' is expected to be a bool, got int64_param",
+        ),
         ({"parameters": {"priority": parameter(int64_param=-1)}}, InvalidRequest, "1, the highest, .* got -1"),
         ({"parameters": {"priority": parameter(uint64_param=2**32)}}, InvalidRequest, "to 4294967295, .* 4294967296"),
         ({"parameters": {"priority": parameter(bool_param=True)}}, InvalidRequest, "got bool_param"),
@@ -166,6 +183,30 @@ def test_a_request_that_contradicts_itself_is_refused(
 def test_typed_contents_of_another_kind_are_refused(changes: dict[str, object], text: str) -> None:
     with pytest.raises(InvalidRequest, match=text):
         decode_message(message(raw_input_contents=[], **changes))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "step"),
+    [
+        ({"sequence_id": parameter(int64_param=7)}, (7, False, False)),
+        ({"sequence_id": parameter(uint64_param=2**64 - 1)}, (2**64 - 1, False, False)),
+        (
+            {
+                "sequence_id": parameter(string_param="a"),
+                "sequence_start": parameter(bool_param=True),
+                "sequence_end": parameter(bool_param=True),
+            },
+            ("a", True, True),
+        ),
+        ({"sequence_id": parameter(int64_param=0), "sequence_start": parameter(bool_param=False)}, None),
+        ({"sequence_id": parameter(string_param="")}, None),
+        ({"timeout": parameter(int64_param=1)}, None),
+    ],
+)
+def test_steps_of_sequences(parameters: dict[str, pb.InferParameter], step: tuple[object, ...] | None) -> None:
+    decoded = decode_message(message(parameters=parameters))
+    assert decoded.step == step
+    assert decoded.form.in_sequence is (step is not None)
 
 
 @pytest.mark.parametrize("junk", [b"\xff", b"\x0a\xff\xff", message()[:-1]])

@@ -12,7 +12,7 @@ from inferd_protocol import grpc_service_pb2 as pb
 from inferd_server.errors import ServerError
 from inferd_server.frontend.codec import decode_message
 from inferd_server.frontend.decoder import RequestDecoder
-from inferd_server.request import Content, InferenceRequest
+from inferd_server.request import Content, InferenceRequest, SequenceRequest
 
 IDS = ["", "7", "another", "é", "x" * 127, "x" * 128]
 
@@ -146,3 +146,30 @@ def test_any_sequence_of_messages_is_decoded_as_if_each_were_parsed(sequence: li
     decoder = RequestDecoder()
     for sent in sequence + sequence:
         assert outcome(decoder, sent) == parsed(sent)
+
+
+def in_sequence(sequence_id: int, sent: bytes) -> bytes:
+    request = pb.ModelInferRequest.FromString(sent)
+    request.parameters["sequence_id"].int64_param = sequence_id
+    return request.SerializeToString()
+
+
+def test_steps_of_sequences_share_their_form_and_their_heads_are_not_remembered() -> None:
+    decoder = RequestDecoder()
+    plain_one = message(shapes=((2,),))
+    ordinary = decoder.decode(plain_one)
+    requests = [decoder.decode(in_sequence(number, plain_one)) for number in range(1, 2000)]
+    assert len(decoder._known) == 1
+    assert len({id(request.form) for request in requests}) == 1
+    assert requests[0].form is not ordinary.form
+    assert [request.step.id for request in requests if isinstance(request, SequenceRequest)] == [*range(1, 2000)]
+    assert decoder.decode(plain_one).form is ordinary.form
+    other = decoder.decode(in_sequence(1, message(shapes=((3,),))))
+    assert other.form is not requests[0].form
+
+
+def test_the_forms_of_steps_are_bounded() -> None:
+    decoder = RequestDecoder()
+    for number in range(3000):
+        decoder.decode(in_sequence(1, message(model=f"model-{number}", shapes=((1,),))))
+    assert len(decoder._sequence_forms) <= 1024

@@ -78,8 +78,13 @@ def test_a_file_may_ask_for_the_response_cache(tmp_path: Path, text: str, cached
         ('backend: "python"', "this server runs 'onnxruntime'"),
         ("max_batch_size: -1", "expected 0 or more"),
         (
-            "sequence_batching { }",
-            "sets sequence_batching, and requests of a sequence are not kept",
+            "sequence_batching { iterative_sequence: true }",
+            "sets sequence_batching.iterative_sequence, and a request has",
+        ),
+        ("ensemble_scheduling { }", "sets ensemble_scheduling, and models are not chained here"),
+        (
+            "sequence_batching { } response_cache { enable: true }",
+            "sets response_cache beside sequence_batching, .*: take one of them out",
         ),
         ('runtime: "a" model_metrics { }', "sets runtime, .*: take it out, and model_metrics too$"),
         ('input [{ name: "x0" optional: true }]', "sets input.optional of 'x0', and every input"),

@@ -212,6 +212,22 @@ def test_every_row_runs_once_in_order_and_no_batch_is_too_large(
     assert all(rows[id(each)] == list(range(each.rows)) for each in works)
 
 
+def test_what_is_held_back_waits_and_does_not_run() -> None:
+    waiting = queue(work(1), max_size=2)
+    waiting.hold(5)
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        waiting.push(work(1))
+    with pytest.raises(QueueFull, match="2 requests wait"):
+        waiting.hold(0)
+    assert len(waiting) == 1
+    assert len(waiting.take_all()) == 1
+    assert len(waiting) == 0
+    waiting.let_go(5)
+    waiting.push(work(1))
+    waiting.push(work(1))
+    assert len(waiting) == 2
+
+
 def rank(each: Work) -> tuple[int, int]:
     return each.priority or 2**32, each.sequence
 

@@ -37,7 +37,7 @@ def configuration(
         message.input.add().CopyFrom(_input(spec, inputs.get(spec.name), batched=config.batched))
     for spec in signature.outputs:
         message.output.add().CopyFrom(_output(spec, outputs.get(spec.name), batched=config.batched))
-    if config.batched:
+    if config.batched and declared.sequences is None:
         message.dynamic_batching.max_queue_delay_microseconds = config.max_queue_delay_microseconds
         queue_size = min(config.max_queue_size, _UINT32_MAX)
         message.dynamic_batching.default_queue_policy.max_queue_size = queue_size

@@ -59,6 +59,49 @@ class DeclaredBatching:
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredState:
+    """A state: `dims` without the batch axis, -1 for any size; `first_dims` are those it begins with."""
+
+    input: str
+    output: str
+    config_type: str
+    dims: tuple[int, ...]
+    first_dims: tuple[int, ...]
+    first_name: str = ""
+    """What errors call that."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredFlag:
+    """A control of two values: `kind` is `start`, `end` or `ready`."""
+
+    input: str
+    kind: str
+    config_type: str
+    false: float
+    true: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredId:
+    """The control that carries the sequence's id."""
+
+    input: str
+    config_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredSequences:
+    """What `sequence_batching` says. `max_sequences` is None where it does not."""
+
+    idle_microseconds: int
+    max_sequences: int | None
+    states: tuple[DeclaredState, ...]
+    flags: tuple[DeclaredFlag, ...]
+    ids: tuple[DeclaredId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DeclaredConfig:
     """What a config.pbtxt says. What is None, or 0 where 0 would make no sense, is left to the model or the server."""
 
@@ -81,5 +124,7 @@ class DeclaredConfig:
     """Versions by label, where they are READY and no request has said otherwise."""
     metric_tags: Mapping[str, str] = field(default_factory=dict)
     response_cache: bool = False
+    sequences: DeclaredSequences | None = None
+    """None for a model that keeps none."""
     message: Message = field(default_factory=Message)
     """All of it as it was written. Not to be changed."""

@@ -35,6 +35,9 @@ Verdict = Honoured | Refused
 _NO_PRIORITIES = Refused("and a config.pbtxt cannot order requests by priority here")
 _NO_PINNED = Refused("and tensors are not copied through pinned buffers of the server's own")
 _NO_RAGGED = Refused("and rows of different shapes do not share a batch here")
+_NO_SLOTS = Refused("and a sequence has no slot of its own in a batch")
+_NO_SEQUENCE_DELAY = Refused("and batches of sequences wait as `--max-queue-delay-microseconds` says")
+_NO_STATE_BUFFERS = Refused("and a state is a new array after each run")
 _NO_ACCELERATOR_LAYOUT = Refused("and models take their tensors in the plain row-major layout here")
 
 FIELDS: Mapping[str, Verdict] = {
@@ -120,7 +123,44 @@ FIELDS: Mapping[str, Verdict] = {
         "requests that may wait; 0 or absent: `--max-queue-size`"
     ),
     "dynamic_batching.priority_queue_policy": _NO_PRIORITIES,
-    "sequence_batching": Refused("and requests of a sequence are not kept together here"),
+    "sequence_batching": Honoured("the model keeps sequences: every request is a step of one, of one row"),
+    "sequence_batching.direct": Honoured("the message; as without it"),
+    "sequence_batching.direct.max_queue_delay_microseconds": _NO_SLOTS,
+    "sequence_batching.direct.minimum_slot_utilization": _NO_SLOTS,
+    "sequence_batching.oldest": Honoured("the message; as without it"),
+    "sequence_batching.oldest.max_candidate_sequences": Honoured(
+        "sequences that are live, more are refused; 0 or absent: `--max-sequences`"
+    ),
+    "sequence_batching.oldest.preferred_batch_size": _NO_SEQUENCE_DELAY,
+    "sequence_batching.oldest.max_queue_delay_microseconds": _NO_SEQUENCE_DELAY,
+    "sequence_batching.oldest.preserve_ordering": Refused("and only the answers of one sequence come in order"),
+    "sequence_batching.max_sequence_idle_microseconds": Honoured(
+        "how long a sequence is kept that has no request; 0 is a second"
+    ),
+    "sequence_batching.control_input": Honoured("an input that the server fills in, and callers do not see"),
+    "sequence_batching.control_input.name": Honoured("an input of the model, one element a row"),
+    "sequence_batching.control_input.control": Honoured("exactly one for each input"),
+    "sequence_batching.control_input.control.kind": Honoured("each kind at most once"),
+    "sequence_batching.control_input.control.int32_false_true": Honoured("two values, for an input of INT32"),
+    "sequence_batching.control_input.control.fp32_false_true": Honoured("two values, for an input of FP32"),
+    "sequence_batching.control_input.control.bool_false_true": Honoured("two values, for an input of BOOL"),
+    "sequence_batching.control_input.control.data_type": Honoured(
+        "for `CONTROL_SEQUENCE_CORRID` alone: a whole number of 32 or 64 bits, or a string"
+    ),
+    "sequence_batching.state": Honoured("kept by the server from request to request; callers do not see its input"),
+    "sequence_batching.state.input_name": Honoured("an input of the model"),
+    "sequence_batching.state.output_name": Honoured("an output of the model; answered only where `output` names it"),
+    "sequence_batching.state.data_type": Honoured("must be that of both"),
+    "sequence_batching.state.dims": Honoured("without the batch axis; must agree with both; -1 for any size"),
+    "sequence_batching.state.initial_state": Honoured("at most one; without it zeros of `dims`, 1 in place of a -1"),
+    "sequence_batching.state.initial_state.data_type": Honoured("must be the state's"),
+    "sequence_batching.state.initial_state.dims": Honoured("the state's, with a size in place of each -1"),
+    "sequence_batching.state.initial_state.zero_data": Honoured("zeros, or empty strings; whatever its value"),
+    "sequence_batching.state.initial_state.data_file": Refused("and a sequence begins with zeros"),
+    "sequence_batching.state.initial_state.name": Honoured("for the error that names it"),
+    "sequence_batching.state.use_same_buffer_for_input_output": _NO_STATE_BUFFERS,
+    "sequence_batching.state.use_growable_memory": _NO_STATE_BUFFERS,
+    "sequence_batching.iterative_sequence": Refused("and a request has one answer"),
     "ensemble_scheduling": Refused("and models are not chained here"),
     "instance_group": Honoured("one group at most"),
     "instance_group.name": Refused("and instances have no names of their own"),

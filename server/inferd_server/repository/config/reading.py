@@ -13,6 +13,7 @@ from inferd_server.errors import LoadError
 from inferd_server.repository.config import batching, files, parameters, warm_up
 from inferd_server.repository.config.declared import DeclaredConfig, DeclaredTensor
 from inferd_server.repository.config.fields import refuse
+from inferd_server.repository.config.sequences import sequence_batching
 from inferd_server.repository.config.values import data_type
 from inferd_server.repository.version_policy import All, Latest, Specific, VersionPolicy
 
@@ -86,6 +87,7 @@ def _declared(source: str, message: pb.ModelConfig, folder: Path, model: str, pl
         version_labels=parameters.version_labels(source, given),
         metric_tags=dict(message.metric_tags),
         response_cache=message.response_cache.enable,
+        sequences=sequence_batching(source, message),
         message=message,
     )
 
