@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from inferd_server.config import ServerConfig
 from support import models
 from support.server import ServerProcess, serve
 
-MODELS = ("simple", "simple_identity", "slow")
+MODELS = ("simple", "simple_identity", "slow", "sums")
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +17,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.write(folder, "simple", models.simple())
     models.write(folder, "simple_identity", models.simple_identity())
     models.write(folder, "slow", models.slow(multiplications=400))
+    models.write(folder, "sums", models.accumulator())
+    (folder / "sums" / "config.pbtxt").write_text(
+        f"max_batch_size: 16 sequence_batching {{ {models.ACCUMULATOR_SEQUENCES} }}"
+    )
     return folder
 
 
@@ -30,12 +32,6 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def server(repository: Path, transport: str) -> Iterator[ServerProcess]:
-    with serve(repository, "--transport", transport, *control()) as running:
+    loaded = (word for model in MODELS for word in ("--load-model", model))
+    with serve(repository, "--transport", transport, "--model-control-mode", "explicit", *loaded) as running:
         yield running
-
-
-def control() -> tuple[str, ...]:
-    """Explicit control, where the server has it."""
-    if "model_control_mode" not in {field.name for field in dataclasses.fields(ServerConfig)}:
-        return ()
-    return ("--model-control-mode", "explicit", *(word for model in MODELS for word in ("--load-model", model)))
