@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from inferd_server.errors import ModelNotFound, ModelNotReady
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.runtime.backend import TensorSpec
@@ -59,13 +58,11 @@ def describe_model(repository: RepositoryManager, name: str, version: str) -> Mo
 def model_ready(repository: RepositoryManager, name: str, version: str) -> bool:
     """Whether a model's version can be called: False for one that is not known, as Triton 2.51 answers.
 
+    An ensemble can be called where all the models that it runs can.
+
     Raises InvalidRequest where the version is no whole number.
     """
-    try:
-        repository.find(name, version)
-    except (ModelNotFound, ModelNotReady):
-        return False
-    return True
+    return repository.can_be_called(name, version)
 
 
 def _tensor(spec: TensorSpec) -> TensorDescription:

@@ -12,7 +12,7 @@ from inferd_server.core.plan import Plan, make_plan
 from inferd_server.errors import Draining
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.request import InferenceRequest, Reply, RequestForm
-from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
+from inferd_server.scheduling.scheduler import Closed, Scheduler
 from inferd_server.scheduling.work import Work
 
 _MOST_PLANS = 4096
@@ -37,7 +37,7 @@ class InferenceCore:
         if batcher is not None:
             batcher.start()
 
-    def accept(self, request: InferenceRequest, reply: Reply, now_ns: int) -> DynamicBatcher | None:
+    def accept(self, request: InferenceRequest, reply: Reply, now_ns: int) -> Scheduler | None:
         """As `infer`, for callers with several requests at hand, who start the batchers once for all of them.
 
         Returns the batcher that has the request and is to be started, None where the reply is complete.

@@ -23,7 +23,7 @@ from inferd_server.errors import ConfigurationError, NotBuilt
 from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.services import Handler, Services
 from inferd_server.frontend.status import Status, status_of
-from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.scheduler import Scheduler
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -167,7 +167,7 @@ class _Infer:
     def __init__(self, endpoint: InferEndpoint) -> None:
         self._endpoint = endpoint
         self._homecoming: _Homecoming | None = None
-        self._to_start: set[DynamicBatcher] = set()
+        self._to_start: set[Scheduler] = set()
 
     async def call(self, message: bytes, context: Context) -> bytes:
         if self._homecoming is None:

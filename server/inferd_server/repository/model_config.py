@@ -15,10 +15,21 @@ from inferd_protocol.datatypes import BY_CONFIG
 
 from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
+from inferd_server.repository import ensemble_config
+from inferd_server.repository.ensemble_config import Step
 from inferd_server.repository.version_policy import All, Latest, Specific, VersionPolicy
 from inferd_server.runtime.backend import Signature, TensorSpec
 
-_HONOURED = {"name", "platform", "backend", "max_batch_size", "input", "output", "version_policy"}
+_HONOURED = {
+    "name",
+    "platform",
+    "backend",
+    "max_batch_size",
+    "input",
+    "output",
+    "version_policy",
+    "ensemble_scheduling",
+}
 _TENSOR_HONOURED = {"name", "data_type", "dims"}
 
 
@@ -39,6 +50,8 @@ class DeclaredConfig:
     version_policy: VersionPolicy = field(default_factory=Latest)
     inputs: tuple[DeclaredTensor, ...] = ()
     outputs: tuple[DeclaredTensor, ...] = ()
+    steps: tuple[Step, ...] = ()
+    """Those of an ensemble; none of a model that has a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,8 @@ def _checked(source: str, message: model_config_pb2.ModelConfig, model: str, pla
             _refuse_others(f"{source}, '{tensor.name}'", tensor, _TENSOR_HONOURED)
     if message.name and message.name != model:
         raise LoadError(f"{source} says name: '{message.name}' in the folder of model '{model}'")
-    if message.platform not in ("", platform):
+    steps = ensemble_config.read_steps(source, message)
+    if not steps and message.platform not in ("", platform):
         raise LoadError(f"{source} says platform: '{message.platform}', this server runs '{platform}'")
     if message.backend not in ("", "onnxruntime"):
         raise LoadError(f"{source} says backend: '{message.backend}', this server runs 'onnxruntime'")
@@ -103,6 +117,7 @@ def _checked(source: str, message: model_config_pb2.ModelConfig, model: str, pla
         version_policy=_version_policy(source, message.version_policy),
         inputs=tuple(_declared(tensor) for tensor in message.input),
         outputs=tuple(_declared(tensor) for tensor in message.output),
+        steps=steps,
     )
 
 
@@ -121,6 +136,11 @@ def resolve(signature: Signature, batchable: bool, declared: DeclaredConfig, ser
         ("output", signature.outputs, declared.outputs),
     ):
         _compare(kind, specs, tensors, batched=max_batch_size > 0)
+    return served(max_batch_size, server)
+
+
+def served(max_batch_size: int, server: ServerConfig) -> ModelConfig:
+    """How a version is served with this many rows a run, and with the server's settings for all else."""
     return ModelConfig(
         max_batch_size=max_batch_size,
         max_request_rows=server.max_request_rows,

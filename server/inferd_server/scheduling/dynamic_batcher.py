@@ -18,13 +18,10 @@ from inferd_server.errors import DeadlineExceeded, Draining, QueueTimeout, Runti
 from inferd_server.runtime.backend import RuntimeModel
 from inferd_server.scheduling import batch
 from inferd_server.scheduling.request_queue import Death, Pick, RequestQueue
+from inferd_server.scheduling.scheduler import Closed
 from inferd_server.scheduling.work import Slice, Work
 
 _LOG = logging.getLogger(__name__)
-
-
-class Closed(Exception):
-    """The batcher takes no more requests: its version is being replaced or unloaded."""
 
 
 class DynamicBatcher:

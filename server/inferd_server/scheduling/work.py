@@ -14,7 +14,8 @@ from inferd_server.errors import RuntimeFailure
 from inferd_server.request import Content, Reply
 
 Finish: TypeAlias = Callable[[Reply, Sequence[Tensor]], None]
-"""Answers a request with the outputs of its rows, in the model's order; the arrays are read before it returns."""
+"""Answers a request with the outputs of its rows, in the model's order. The arrays are never written again: who keeps
+one, keeps the outputs of the whole run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
