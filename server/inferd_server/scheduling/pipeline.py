@@ -141,11 +141,14 @@ class Pipeline:
             for number in self.first:
                 begun.add(self.launch(run, number))
         except BaseException:
-            # The steps already enqueued find it over when they are picked.
-            run.end()
+            # The steps already enqueued find it over when they are picked. Where one of them has ended it meanwhile,
+            # its caller knows.
+            caller_waits = run.end()
             for scheduler in begun:
                 scheduler.start()
-            raise
+            if caller_waits:
+                raise
+            return
         with self._lock:
             self._to_start |= begun
 

@@ -37,7 +37,8 @@ class Layout:
     ) -> Layout:
         """A layout with its key."""
         # The dtypes are the model's: within one queue only shapes differ.
-        return cls(tuple(dtypes), tuple(row_shapes), batched, str(row_shapes))
+        shapes = tuple(row_shapes)
+        return cls(tuple(dtypes), shapes, batched, str(shapes))
 
     def array(self, index: int, content: Content, rows: int) -> Tensor:
         """The content of input `index` as an array of `rows` rows: a view where the elements are aligned."""
