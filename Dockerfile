@@ -32,7 +32,7 @@ COPY --from=build /opt/inferd /opt/inferd
 ENV PATH=/opt/inferd/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
-EXPOSE 8001
+EXPOSE 8001 8002
 VOLUME /models
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["inferd", "health"]

@@ -131,6 +131,7 @@ class Worker:
 def serve(repository: Path, model: str | None) -> Iterator[Server]:
     """`inferd serve` on a free port, as the targets have it: one instance, one intra-op thread."""
     command = [*INFERD, "serve", "--model-repository", str(repository), "--grpc-port", "0", "--intra-op-threads", "1"]
+    command += ["--metrics-port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         assert process.stderr is not None

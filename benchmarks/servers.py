@@ -82,6 +82,9 @@ def ours(repository: Path, *, more: Sequence[str] = ()) -> tuple[list[Server], d
         common += ["--instances", "1"]
     if "--workers" in flags:
         common += ["--workers", "1"]
+    if "--metrics-port" in flags:
+        # Served as users have it, on a port that nobody else has.
+        common += ["--metrics-port", "0"]
 
     def command(extra: list[str]) -> Callable[[int], Sequence[str]]:
         program = [sys.executable, "-m", "inferd_protocol", "serve", *common, *extra]

@@ -82,7 +82,7 @@ run)
         mount --bind -o ro "$repository" "$root/models"
         trap 'umount "$root/models"; buildah rm "$container" >/dev/null' EXIT
         chroot --userspec=10001:10001 "$root" /usr/bin/env -i PATH=/opt/inferd/bin:/usr/bin:/bin \
-            inferd "${serve[@]}" --grpc-address 127.0.0.1 --grpc-port "$3" &
+            inferd "${serve[@]}" --grpc-address 127.0.0.1 --grpc-port "$3" --metrics-port 0 &
         server=$!
         trap 'kill -TERM $server' TERM INT
         wait $server || true

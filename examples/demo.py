@@ -92,7 +92,7 @@ def fetch(names: list[str], data_dir: list[str]) -> str | None:
 @contextlib.contextmanager
 def serve(repository: Path) -> Iterator[str]:
     """A server on a free port; yields its address, and stops it as an operator would."""
-    command = ["serve", "--model-repository", str(repository), "--grpc-port", "0"]
+    command = ["serve", "--model-repository", str(repository), "--grpc-port", "0", "--metrics-port", "0"]
     print(f"$ inferd {shlex.join(command)}", flush=True)
     process = subprocess.Popen([INFERD, *command, "--log-format", "json"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -39,12 +39,15 @@ if TYPE_CHECKING:
         Unimplemented,
     )
     from inferd_client.metadata import ModelMetadata, ServerMetadata, TensorMetadata
+    from inferd_client.model_statistics import BatchStatistics, Duration, ModelStatistics
+    from inferd_client.repository import ModelConfig, ModelIndex
     from inferd_client.results import Classification, InferResult, parse_classes, top_classes
     from inferd_client.retry import NO_RETRY, Retry
 
 _HOMES = {
     "AsyncClient": "aio",
     "BadResponse": "errors",
+    "BatchStatistics": "model_statistics",
     "Cancelled": "errors",
     "Classification": "results",
     "Client": "client",
@@ -53,12 +56,16 @@ _HOMES = {
     "DEFAULT_MAX_MESSAGE_BYTES": "channel",
     "DeadlineExceeded": "errors",
     "Draining": "errors",
+    "Duration": "model_statistics",
     "InferResult": "results",
     "InferdError": "errors",
     "InvalidInput": "errors",
     "MessageTooLarge": "errors",
+    "ModelConfig": "repository",
+    "ModelIndex": "repository",
     "ModelMetadata": "metadata",
     "ModelNotFound": "errors",
+    "ModelStatistics": "model_statistics",
     "NO_RETRY": "retry",
     "NotReady": "errors",
     "Overloaded": "errors",
@@ -80,6 +87,7 @@ __all__ = [
     "NO_RETRY",
     "AsyncClient",
     "BadResponse",
+    "BatchStatistics",
     "Cancelled",
     "Classification",
     "Client",
@@ -87,12 +95,16 @@ __all__ = [
     "ControlOff",
     "DeadlineExceeded",
     "Draining",
+    "Duration",
     "InferResult",
     "InferdError",
     "InvalidInput",
     "MessageTooLarge",
+    "ModelConfig",
+    "ModelIndex",
     "ModelMetadata",
     "ModelNotFound",
+    "ModelStatistics",
     "NotReady",
     "Overloaded",
     "PermissionDenied",

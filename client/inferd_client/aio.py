@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy.typing as npt
 
@@ -14,6 +14,8 @@ from inferd_client.channel import DEFAULT_MAX_MESSAGE_BYTES, AsyncChannel, Async
 from inferd_client.core import Call, Core, InferOptions, Step, Steps
 from inferd_client.errors import InferdError, InvalidInput
 from inferd_client.metadata import ModelMetadata, ServerMetadata
+from inferd_client.model_statistics import ModelStatistics
+from inferd_client.repository import ModelConfig, ModelIndex
 from inferd_client.requests import ParameterValue
 from inferd_client.results import InferResult
 from inferd_client.retry import Retry
@@ -61,6 +63,40 @@ class AsyncClient:
     async def model_metadata(self, model: str, version: str = "", *, timeout: float | None = None) -> ModelMetadata:
         """See Client.model_metadata."""
         return await self._run(self._core.model_metadata(model, version, timeout))
+
+    async def model_config(self, name: str, version: str = "", *, timeout: float | None = None) -> ModelConfig:
+        """See Client.model_config."""
+        return await self._run(self._core.model_config(name, version, timeout))
+
+    async def statistics(
+        self, name: str = "", version: str = "", *, timeout: float | None = None
+    ) -> tuple[ModelStatistics, ...]:
+        """See Client.statistics."""
+        return await self._run(self._core.statistics(name, version, timeout))
+
+    async def repository_index(self, ready: bool = False, *, timeout: float | None = None) -> tuple[ModelIndex, ...]:
+        """See Client.repository_index."""
+        return await self._run(self._core.repository_index(ready, timeout))
+
+    async def load_model(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any] | str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        labels: Mapping[str, int] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """See Client.load_model."""
+        await self._run(self._core.load_model(name, config, files, labels, timeout))
+
+    async def unload_model(self, name: str, *, unload_dependents: bool = False, timeout: float | None = None) -> None:
+        """See Client.unload_model."""
+        await self._run(self._core.unload_model(name, unload_dependents, timeout))
+
+    async def set_label(self, name: str, label: str, version: int, *, timeout: float | None = None) -> None:
+        """See Client.set_label."""
+        await self._run(self._core.load_model(name, None, None, {label: version}, timeout))
 
     async def infer(
         self,

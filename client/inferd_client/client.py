@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import numpy.typing as npt
 
@@ -14,6 +14,8 @@ from inferd_client.channel import DEFAULT_MAX_MESSAGE_BYTES, Channel, Connection
 from inferd_client.core import Call, Core, InferOptions, Step, Steps, Wait
 from inferd_client.errors import InferdError, InvalidInput
 from inferd_client.metadata import ModelMetadata, ServerMetadata
+from inferd_client.model_statistics import ModelStatistics
+from inferd_client.repository import ModelConfig, ModelIndex
 from inferd_client.requests import ParameterValue
 from inferd_client.results import InferResult
 from inferd_client.retry import Retry
@@ -71,6 +73,62 @@ class Client:
         """
         return self._run(self._core.model_metadata(model, version, timeout))
 
+    def model_config(self, name: str, version: str = "", *, timeout: float | None = None) -> ModelConfig:
+        """A model's configuration, with its version labels and its execution provider.
+
+        `version` is a number, a label, or "" for the server's choice, as everywhere.
+        Raises ModelNotFound.
+        """
+        return self._run(self._core.model_config(name, version, timeout))
+
+    def statistics(
+        self, name: str = "", version: str = "", *, timeout: float | None = None
+    ) -> tuple[ModelStatistics, ...]:
+        """What a version, a model's versions, or, without a name, all versions have done since they were loaded.
+
+        Raises ModelNotFound.
+        """
+        return self._run(self._core.statistics(name, version, timeout))
+
+    def repository_index(self, ready: bool = False, *, timeout: float | None = None) -> tuple[ModelIndex, ...]:
+        """The versions of all models with their states, or those that are ready alone."""
+        return self._run(self._core.repository_index(ready, timeout))
+
+    def load_model(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any] | str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        labels: Mapping[str, int] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Loads a model, or loads it anew; the versions before serve until it is ready.
+
+        `config` takes the place of its config.pbtxt, as a mapping or as JSON text. `files`, by `<version>/<path>`
+        (`1/model.onnx`), take the place of its folder, and need a config. `labels` are names for versions, callable
+        wherever a version is: 0 removes one. With labels alone nothing is loaded. They are inferd's own.
+
+        Loading takes its time: give a `timeout` to fit.
+        Raises ModelNotFound, ControlOff (where the server does not load by request), and ServerFault or InvalidInput
+        where the load fails.
+        """
+        self._run(self._core.load_model(name, config, files, labels, timeout))
+
+    def unload_model(self, name: str, *, unload_dependents: bool = False, timeout: float | None = None) -> None:
+        """Unloads a model, and with `unload_dependents` the models that it is made of.
+
+        Raises ModelNotFound, and ControlOff where the server does not unload by request.
+        """
+        self._run(self._core.unload_model(name, unload_dependents, timeout))
+
+    def set_label(self, name: str, label: str, version: int, *, timeout: float | None = None) -> None:
+        """Gives a version a name that can be called in its place, or moves the name to it; 0 removes the name.
+
+        Raises ModelNotFound, and ControlOff where the server changes nothing by request.
+        """
+        self._run(self._core.load_model(name, None, None, {label: version}, timeout))
+
     def infer(
         self,
         model: str,
@@ -87,11 +145,11 @@ class Client:
 
         `inputs` have the shapes of the model's metadata, batch axis included. Their dtypes are the model's or fit
         into them without loss; BF16 takes float32, BYTES takes arrays of `str` or `bytes`. What is no array is made
-        one first. `outputs` are the names to answer, in that order; None is all. `version` "" is the server's choice.
-        `parameters` go out as they are; of the protocol's own, `timeout` is in microseconds, `priority` and
-        `sequence_id` are integers. A request with a `sequence_id` is never sent twice. `classification` maps outputs
-        to k: such an output is answered as the k best elements of each row, an array of BYTES `value:index[:label]`
-        for `parse_classes`.
+        one first. `outputs` are the names to answer, in that order; None is all. `version` is a number or a label such
+        as "stable"; "" is the server's choice. `parameters` go out as they are; of the protocol's own, `timeout` is in
+        microseconds, `priority` and `sequence_id` are integers. A request with a `sequence_id` is never sent twice.
+        `classification` maps outputs to k: such an output is answered as the k best elements of each row, an array of
+        BYTES `value:index[:label]` for `parse_classes`.
 
         The model's metadata is fetched once and remembered. A batch over the size limits is sent in several requests.
 

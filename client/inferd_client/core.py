@@ -10,20 +10,23 @@ import math
 import random as random_module
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 from inferd_protocol.grpc_service_pb2 import (
+    ModelConfigRequest,
     ModelMetadataRequest,
     ModelReadyRequest,
     ModelReadyResponse,
+    ModelStatisticsRequest,
+    RepositoryIndexRequest,
     ServerLiveResponse,
     ServerReadyResponse,
 )
 
-from inferd_client import metadata, requests, splitting
+from inferd_client import metadata, model_statistics, repository, requests, splitting
 from inferd_client.errors import (
     BadResponse,
     DeadlineExceeded,
@@ -151,13 +154,45 @@ class Core:
 
     def server_metadata(self, timeout: float | None) -> Steps[metadata.ServerMetadata]:
         """See Client.server_metadata."""
-        return metadata.parse_server(
-            (yield from self._call("ServerMetadata", b"", self._deadline(timeout), self._retry))
-        )
+        return metadata.parse_server((yield from self._once("ServerMetadata", b"", timeout)))
 
     def model_metadata(self, model: str, version: str, timeout: float | None) -> Steps[metadata.ModelMetadata]:
         """See Client.model_metadata. What it answers is remembered, so it also refreshes what `infer` goes by."""
         return (yield from self._fetch(model, version, self._deadline(timeout))).metadata
+
+    def model_config(self, model: str, version: str, timeout: float | None) -> Steps[repository.ModelConfig]:
+        """See Client.model_config."""
+        request = ModelConfigRequest(name=model, version=version).SerializeToString()
+        return repository.parse_config((yield from self._once("ModelConfig", request, timeout)))
+
+    def statistics(
+        self, model: str, version: str, timeout: float | None
+    ) -> Steps[tuple[model_statistics.ModelStatistics, ...]]:
+        """See Client.statistics."""
+        request = ModelStatisticsRequest(name=model, version=version).SerializeToString()
+        return model_statistics.parse_statistics((yield from self._once("ModelStatistics", request, timeout)))
+
+    def repository_index(self, ready: bool, timeout: float | None) -> Steps[tuple[repository.ModelIndex, ...]]:
+        """See Client.repository_index."""
+        request = RepositoryIndexRequest(ready=ready).SerializeToString()
+        return repository.parse_index((yield from self._once("RepositoryIndex", request, timeout)))
+
+    def load_model(
+        self,
+        model: str,
+        config: Mapping[str, Any] | str | None,
+        files: Mapping[str, bytes] | None,
+        labels: Mapping[str, int] | None,
+        timeout: float | None,
+    ) -> Steps[None]:
+        """See Client.load_model."""
+        request = repository.load_request(model, config, files, labels)
+        yield from self._change("RepositoryModelLoad", request, model, timeout)
+
+    def unload_model(self, model: str, unload_dependents: bool, timeout: float | None) -> Steps[None]:
+        """See Client.unload_model."""
+        request = repository.unload_request(model, unload_dependents)
+        yield from self._change("RepositoryModelUnload", request, model, timeout)
 
     def infer(
         self,
@@ -283,6 +318,17 @@ class Core:
         if known is None or known.metadata != found:
             known = self._models[model, version] = Model(found)
         return known
+
+    def _once(self, method: str, request: bytes, timeout: float | None) -> Steps[bytes]:
+        return (yield from self._call(method, request, self._deadline(timeout), self._retry))
+
+    def _change(self, method: str, request: bytes, model: str, timeout: float | None) -> Steps[None]:
+        """A call that changes what a model's versions and labels stand for, whether it ends well or not."""
+        try:
+            yield from self._once(method, request, timeout)
+        finally:
+            for known in [known for known in list(self._models) if known[0] == model]:
+                self._models.pop(known, None)
 
     def _ask(self, method: str, request: bytes, kind: type[_Ready], name: str, timeout: float | None) -> Steps[bool]:
         """A question about health: nobody there to answer it is an answer, and trying again is up to who asks."""

@@ -9,6 +9,9 @@ MODEL_FILE = "model.onnx"
 REPORT_FILE = "report.json"
 """Beside the model: what was verified, and how it came out (JSON)."""
 
+GOLDEN_FILE = "golden.npz"
+"""Beside the model, optional: a few samples and the answers that are expected to them (`inferd_protocol.golden`)."""
+
 CONFIG_FILE = "config.pbtxt"
 """`<repository>/<model>/config.pbtxt`: optional."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -16,14 +17,26 @@ from typing import NoReturn
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.core.inference import InferenceCore
+from inferd_server.errors import ConfigurationError
+from inferd_server.frontend import figures
+from inferd_server.frontend.access_log import AccessLog
+from inferd_server.frontend.config_service import ConfigService
+from inferd_server.frontend.figures import Source
+from inferd_server.frontend.log_settings import LoggingExtension
+from inferd_server.frontend.metrics_server import MetricsServer
 from inferd_server.frontend.repository_service import RepositoryService
 from inferd_server.frontend.services import Services
+from inferd_server.frontend.shared_memory import CudaSharedMemory, SystemSharedMemory
+from inferd_server.frontend.siblings import Siblings
+from inferd_server.frontend.statistics_service import StatisticsService
+from inferd_server.frontend.trace_settings import TraceExtension
 from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
+from inferd_server.shared_memory import Regions, most_regions
 from inferd_server.signals import SignalCounter
 from inferd_server.workers import Link, Report
 
@@ -43,13 +56,31 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     threads = config.intra_op_threads or max(1, available_cpus() // (config.instances * config.workers))
-    repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads))
-    asyncio.run(_serve(config, repository, link))
+    access_log = AccessLog(config.access_log) if config.access_log else None
+    observe = access_log.observe if access_log else None
+    repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads), observe)
+    asyncio.run(_serve(config, repository, access_log, link))
     return 0
 
 
-async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link | None) -> None:
-    services = Services(repository, [RepositoryService(repository)])
+async def _serve(
+    config: ServerConfig, repository: RepositoryManager, access_log: AccessLog | None, link: Link | None
+) -> None:
+    core = InferenceCore(repository)
+    source = _source(config, repository, core, link)
+    regions = Regions(most_regions(), config.shared_memory_refusal)
+    services = Services(
+        repository,
+        [
+            ConfigService(repository),
+            StatisticsService(repository, source),
+            RepositoryService(repository),
+            SystemSharedMemory(regions),
+            CudaSharedMemory(),
+            LoggingExtension(config),
+            TraceExtension(repository),
+        ],
+    )
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
     if link:
         services.hold_back()
@@ -58,12 +89,12 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
             _leave("stopped before it had loaded its models")
-        server = listen(config, InferenceCore(repository), services)
-        await server.start()
+        server, metrics = _listen(config, core, services, regions, access_log, source)
+        await _start(server, metrics)
     else:
         # Ports before models: the server is live at once, and a port that is taken is known before a long load.
-        server = listen(config, InferenceCore(repository), services)
-        await server.start()
+        server, metrics = _listen(config, core, services, regions, access_log, source)
+        await _start(server, metrics)
         loading = run_in_background(repository.start, "loading")
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not stop.done():
@@ -71,7 +102,7 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
         # What is loaded stays: without this every full collection, in the middle of some requests, would look at it.
         gc.collect()
         gc.freeze()
-        report = _report(config, server, repository)
+        report = _report(config, server, metrics, repository)
         if link:
             await _agree(link, report, services, stop)
         else:
@@ -81,7 +112,40 @@ async def _serve(config: ServerConfig, repository: RepositoryManager, link: Link
         following = asyncio.create_task(_follow(config, server, services, repository))
         await stop
         following.cancel()
-    await _shut_down(config, server, services, repository, loading)
+    await _shut_down(config, server, metrics, services, repository, loading)
+
+
+def _source(config: ServerConfig, repository: RepositoryManager, core: InferenceCore, link: Link | None) -> Source:
+    """The figures of this process, or of all workers."""
+    own = functools.partial(figures.collect, repository, core)
+    if link is None:
+        return lambda: {0: own()}
+    return Siblings(link.folder, link.number, config.workers, own).figures
+
+
+def _listen(
+    config: ServerConfig,
+    core: InferenceCore,
+    services: Services,
+    regions: Regions,
+    access_log: AccessLog | None,
+    source: Source,
+) -> tuple[Server, MetricsServer | None]:
+    if config.metrics_port is None:
+        return listen(config, core, services, regions, access_log), None
+    address = config.metrics_address or config.grpc_address
+    metrics = MetricsServer(address, config.metrics_port, source, config.workers)
+    try:
+        return listen(config, core, services, regions, access_log), metrics
+    except ConfigurationError:
+        metrics.free()
+        raise
+
+
+async def _start(server: Server, metrics: MetricsServer | None) -> None:
+    await server.start()
+    if metrics:
+        metrics.start()
 
 
 async def _follow(config: ServerConfig, server: Server, services: Services, repository: RepositoryManager) -> None:
@@ -135,7 +199,9 @@ async def _agree(link: Link, report: Report, services: Services, stop: asyncio.F
     await asyncio.wait({agreed, stop}, return_when=asyncio.FIRST_COMPLETED)
 
 
-def _report(config: ServerConfig, server: Server, repository: RepositoryManager) -> Report:
+def _report(
+    config: ServerConfig, server: Server, metrics: MetricsServer | None, repository: RepositoryManager
+) -> Report:
     entries = [
         (f"{name}/{version}", entry)
         for name, model in repository.models.items()
@@ -149,14 +215,23 @@ def _report(config: ServerConfig, server: Server, repository: RepositoryManager)
         f"{state}: {', '.join(ready) or 'no model'} on {', '.join(providers) or 'nothing'} at {server.address}"
         + (" with TLS" if config.grpc_use_ssl else "")
         + (f"; unavailable: {', '.join(failed)}" if failed else "")
+        + (f"; metrics at http://{metrics.address}/metrics" if metrics else "")
     )
-    fields = {"address": server.address, "models": ready, "unavailable": failed, "providers": providers}
+    fields: dict[str, object] = {
+        "address": server.address,
+        "models": ready,
+        "unavailable": failed,
+        "providers": providers,
+    }
+    if metrics:
+        fields["metrics_address"] = metrics.address
     return Report(repository.ready(), summary, fields)
 
 
 async def _shut_down(
     config: ServerConfig,
     server: Server,
+    metrics: MetricsServer | None,
     services: Services,
     repository: RepositoryManager,
     loading: asyncio.Future[None],
@@ -170,7 +245,10 @@ async def _shut_down(
     # A load cannot be interrupted; what it would have served is not called any more.
     await asyncio.wait({loading}, timeout=max(0.0, ends - time.monotonic()))
     closing = run_in_background(lambda: repository.close(max(0.0, ends - time.monotonic())), "closing")
-    if loading.done() and await closing:
+    idle = loading.done() and await closing
+    if metrics:
+        await run_in_background(metrics.close, "closing metrics")
+    if idle:
         _LOG.info("stopped")
         return
     _leave("stopped, though a run or a load had not ended: --exit-timeout-secs is over")

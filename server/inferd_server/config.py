@@ -5,6 +5,7 @@ The command line is generated from the fields, their defaults and the text in th
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,6 +41,14 @@ class ControlMode(StrEnum):
     EXPLICIT = "explicit"
 
 
+class SharedMemory(StrEnum):
+    """Whether clients may register system shared memory."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class LogFormat(StrEnum):
     """How log lines look."""
 
@@ -56,6 +65,11 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+def port_or_off(text: str) -> int | None:
+    """A port as the command line has it; None for `off`. Raises ValueError for any other word."""
+    return None if text == "off" else int(text)
+
+
 def _setting(text: str, *, default: Any = None, parse: Callable[[str], Any] = str, many: bool = False) -> Any:
     metadata = {"help": text, "parse": parse, "many": many}
     return field(default=() if many else default, metadata=metadata)
@@ -70,6 +84,13 @@ class ServerConfig:
     )
     grpc_address: str = _setting("address to listen on; 0.0.0.0 for every interface", default="127.0.0.1")
     grpc_port: int = _setting("port to listen on; 0 takes a free one", default=8001, parse=int)
+    metrics_address: str | None = _setting("address to serve metrics on; the default is that of --grpc-address")
+    metrics_port: int | None = _setting(
+        "port of the metrics for Prometheus, http://ADDRESS:PORT/metrics; 0 takes a free one, off serves none",
+        default=8002,
+        parse=port_or_off,
+    )
+    access_log: str | None = _setting("file that gets a line of JSON for each inference request; - for stdout")
     transport: Transport = _setting(
         "what speaks gRPC: native is fastest and knows no TLS; auto takes it where it is installed and TLS is off",
         default=Transport.AUTO,
@@ -93,6 +114,11 @@ class ServerConfig:
     max_request_rows: int = _setting("most rows one request may bring", default=65536, parse=int)
     max_queue_size: int = _setting("most requests that wait for one model; more are refused", default=2048, parse=int)
     max_queue_bytes: int = _setting("most bytes of requests that wait for one model", default=512 * MIB, parse=int)
+    response_cache_bytes: int = _setting(
+        "most bytes of answers kept, in each worker, for models whose config.pbtxt says response_cache; 0 keeps none",
+        default=0,
+        parse=int,
+    )
     workers: int = _setting(
         "processes that share the port, each with the models of its own: for hosts with many CPUs",
         default=1,
@@ -115,6 +141,12 @@ class ServerConfig:
     grpc_server_key: Path | None = _setting("PEM private key of the server", parse=Path)
     grpc_root_cert: Path | None = _setting("PEM certificates that client certificates are checked against", parse=Path)
     grpc_use_ssl_mutual: bool = _setting("require client certificates", default=False, parse=bool)
+    shared_memory: SharedMemory = _setting(
+        "whether clients may register system shared memory, which whoever can call the server then reads and writes "
+        "as the server's user; auto says on where only this host can call it and there is one worker",
+        default=SharedMemory.AUTO,
+        parse=SharedMemory,
+    )
     drain_delay_secs: float = _setting(
         "seconds between saying NOT_SERVING and refusing calls, for load balancers to notice", default=0.0, parse=float
     )
@@ -125,7 +157,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         self._at_least(1, "max_batch_size", "max_request_rows", "max_queue_size", "max_queue_bytes", "instances")
         self._at_least(1, "grpc_max_concurrent_streams", "workers")
-        self._at_least(0, "max_queue_delay_microseconds")
+        self._at_least(0, "max_queue_delay_microseconds", "response_cache_bytes")
         self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
         self._at_least(1024, "grpc_max_message_size")
         if self.repository_poll_secs <= 0:
@@ -137,8 +169,17 @@ class ServerConfig:
                 "--model-control-mode explicit works with one worker: a request reaches one of several, and the others "
                 "would not know; use poll with --workers"
             )
-        if self.grpc_port > 65535:
-            raise ConfigurationError(f"--grpc-port expects at most 65535, got {self.grpc_port}")
+        if self.shared_memory is SharedMemory.ON and self.workers > 1:
+            raise ConfigurationError(
+                "--shared-memory on needs --workers 1: a client's registration reaches only one worker"
+            )
+        if self.metrics_port is not None:
+            self._at_least(0, "metrics_port")
+        for flag, port in (("--grpc-port", self.grpc_port), ("--metrics-port", self.metrics_port or 0)):
+            if port > 65535:
+                raise ConfigurationError(f"{flag} expects at most 65535, got {port}")
+        if self.metrics_port and self.metrics_port == self.grpc_port:
+            raise ConfigurationError(f"--metrics-port and --grpc-port are both {self.grpc_port}: expected two ports")
         if self.grpc_use_ssl_mutual and not self.grpc_root_cert:
             raise ConfigurationError("--grpc-use-ssl-mutual needs --grpc-root-cert to check clients against")
         if self.grpc_use_ssl and not (self.grpc_server_cert and self.grpc_server_key):
@@ -151,8 +192,35 @@ class ServerConfig:
             if path is not None and not path.is_file():
                 raise ConfigurationError(f"{path} is not a file: expected PEM certificates or a key")
 
+    @property
+    def shared_memory_refusal(self) -> str:
+        """Why clients may not register system shared memory, one sentence; empty where they may."""
+        match self.shared_memory:
+            case SharedMemory.ON:
+                return ""
+            case SharedMemory.OFF:
+                return "this server has shared memory switched off: send tensors in the message"
+        if self.workers > 1:
+            return "shared memory is off where a server has several workers: send tensors in the message"
+        if not _is_loopback(self.grpc_address):
+            return (
+                "shared memory is off where other hosts can call the server: send tensors in the message, "
+                "or start it with --shared-memory on"
+            )
+        return ""
+
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:
             if getattr(self, name) < least:
                 flag = "--" + name.replace("_", "-")
                 raise ConfigurationError(f"{flag} expects at least {least}, got {getattr(self, name)}")
+
+
+def _is_loopback(address: str) -> bool:
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        # Another name: who can call it is not known here.
+        return False

@@ -5,10 +5,13 @@
     ├── MalformedMessage         the bytes are no message of the RPC
     ├── MessageTooLarge          the message, or its answer, is larger than the server allows
     ├── ModelNotFound            no such model, or no such version is served
+    ├── RegionNotFound           no such shared memory region
+    ├── RegionExists             a shared memory region of the name is registered already
+    ├── TooManyRegions           as many shared memory regions are registered as there may be
     ├── Unavailable              not now; `reason` says which kind of not now
     │   ├── ModelNotReady        known, but loading, or its load failed
     │   ├── QueueFull            overloaded
-    │   ├── QueueTimeout         waited longer than the request allows
+    │   ├── QueueTimeout         waited longer than the request or its model allows
     │   ├── Draining             shutting down
     │   └── ControlOff           loading and unloading by request is switched off
     ├── DeadlineExceeded         the client's deadline passed before the run
@@ -58,6 +61,18 @@ class ModelNotFound(ServerError):
     """No such model, or no such version of it is served."""
 
 
+class RegionNotFound(ServerError):
+    """No shared memory region of that name is registered."""
+
+
+class RegionExists(ServerError):
+    """A shared memory region of that name is registered already."""
+
+
+class TooManyRegions(ServerError):
+    """As many shared memory regions are registered as there may be."""
+
+
 class Unavailable(ServerError):
     """The call cannot be answered now."""
 
@@ -84,12 +99,12 @@ class QueueFull(Unavailable):
 
 
 class QueueTimeout(Unavailable):
-    """The request waited longer than its own `timeout` parameter allows."""
+    """The request waited longer than its own `timeout` parameter, or its model's default, allows."""
 
     reason = Reason.QUEUE_TIMEOUT
 
     def __init__(self) -> None:
-        super().__init__("the request waited in the queue longer than its timeout parameter allows")
+        super().__init__("the request waited in the queue longer than its timeout, or that of its model, allows")
 
 
 class Draining(Unavailable):

@@ -18,9 +18,11 @@ from inferd_protocol.datatypes import BYTES, Datatype
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import ServerError
+from inferd_server.shared_memory import Window
 
-Content: TypeAlias = memoryview | Tensor
-"""A tensor's elements in row-major order: bytes as they were received, or an array. BYTES is always an array."""
+Content: TypeAlias = memoryview | Tensor | Window
+"""A tensor's elements in row-major order: bytes as they were received, an array, or a part of shared memory that is
+read when the request runs. BYTES is always an array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class RequestedOutput:
 
     name: str
     classification: int = 0
+    in_shared_memory: bool = False
+    """Whether it is to be written to shared memory: a SharedMemoryRequest says where."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +54,8 @@ class RequestForm:
     outputs: tuple[RequestedOutput, ...] = ()
     timeout_us: int = 0
     """Longest wait in the queue, microseconds; 0 for no limit of its own."""
+    priority: int = 0
+    """1 runs before 2, and so on; 0, none, after all others."""
 
 
 class InferenceRequest:
@@ -65,6 +71,23 @@ class InferenceRequest:
         """Bytes that it holds in memory."""
 
 
+class SharedMemoryRequest(InferenceRequest):
+    """A request some of whose outputs go to shared memory: `places` has a window for each of these, else None."""
+
+    __slots__ = ("places",)
+
+    def __init__(
+        self,
+        form: RequestForm,
+        id: str,  # noqa: A002
+        contents: Sequence[Content],
+        nbytes: int,
+        places: tuple[Window | None, ...],
+    ) -> None:
+        super().__init__(form, id, contents, nbytes)
+        self.places = places
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AnswerForm:
     """An answer without its id and its tensors' elements and shapes: the same object for all answers alike."""
@@ -73,24 +96,32 @@ class AnswerForm:
     model_version: str
     outputs: tuple[tuple[str, Datatype], ...]
     """Names and datatypes."""
-    has_text: bool = field(init=False)
-    """Whether any output is BYTES, whose size its shape does not tell."""
+    places: tuple[Window | None, ...] = ()
+    """The shared memory that outputs are written to, None for those in the message; empty where all are."""
+    plain: bool = field(init=False)
+    """Whether every output is in the message, and of a size that its shape tells: none is BYTES."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "has_text", any(datatype is BYTES for _, datatype in self.outputs))
+        text = any(datatype is BYTES for _, datatype in self.outputs)
+        object.__setattr__(self, "plain", not text and not self.places)
 
 
 class Reply(Protocol):
     """The caller's end of a request. Completed once, from any thread."""
 
+    request_id: str
+    """As the caller gave it."""
     deadline_ns: int | None
     """On `time.monotonic_ns`'s clock; None where the caller set none."""
 
     def cancelled(self) -> bool:
         """Whether the caller has gone, so that the work is for nobody."""
 
-    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> None:
-        """Answers the call. The arrays are read before this returns."""
+    def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> ServerError | None:
+        """Answers the call. The arrays are read before this returns.
+
+        Returns the error where the call had to be ended with one instead.
+        """
 
     def fail(self, error: ServerError) -> None:
         """Ends the call with an error."""

@@ -14,10 +14,12 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from inferd_server.config import ServerConfig
@@ -52,6 +54,10 @@ class Link:
     connection: Connection
     late: bool
     """Whether it replaces one that died, and so must not take connections before it can answer."""
+    number: int
+    """0, 1, ...; one that replaces another has its number."""
+    folder: Path
+    """Where the workers find each other."""
 
     def report(self, report: Report) -> None:
         """Tells the parent that the models are loaded; it answers once every worker is ready."""
@@ -71,14 +77,29 @@ def run(config: ServerConfig, serve: Serve) -> int:
 
     Raises ConfigurationError where they cannot start as configured.
     """
-    with _reserve(config) as port:
+    with contextlib.ExitStack() as held:
+        port = held.enter_context(_reserve(config.grpc_address, config.grpc_port))
         config = replace(config, grpc_port=port.getsockname()[1])
-        return _Supervisor(config, serve).run()
+        if config.metrics_port is not None:
+            address = config.metrics_address or config.grpc_address
+            port = held.enter_context(
+                _reserve(address, config.metrics_port, "; --metrics-port names another, 0 any, off none")
+            )
+            config = replace(config, metrics_port=port.getsockname()[1])
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="inferd-")))
+        return _Supervisor(config, serve, folder).run()
 
 
 class _Worker:
     def __init__(
-        self, number: int, config: ServerConfig, serve: Serve, others: Sequence[Connection], *, late: bool
+        self,
+        number: int,
+        config: ServerConfig,
+        serve: Serve,
+        folder: Path,
+        others: Sequence[Connection],
+        *,
+        late: bool,
     ) -> None:
         self.number = number
         self.report: Report | None = None
@@ -86,7 +107,7 @@ class _Worker:
         self.connection, theirs = _FORK.Pipe()
         self.process = _FORK.Process(
             target=_work,
-            args=(serve, config, theirs, late, (*others, self.connection)),
+            args=(serve, config, Link(theirs, late, number, folder), (*others, self.connection)),
             name=f"inferd-worker-{number}",
             daemon=True,
         )
@@ -100,8 +121,9 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, config: ServerConfig, serve: Serve) -> None:
+    def __init__(self, config: ServerConfig, serve: Serve, folder: Path) -> None:
         self._config = config
+        self._folder = folder
         self._serve = serve
         self._signals = SignalCounter()
         self._stopping = False
@@ -148,7 +170,7 @@ class _Supervisor:
         # A signal in between would meet a worker with its parent's handlers, or a parent that does not know it yet.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         others = [worker.connection for worker in self._workers]
-        self._workers.append(_Worker(number, self._config, self._serve, others, late=late))
+        self._workers.append(_Worker(number, self._config, self._serve, self._folder, others, late=late))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
     def _on_signal(self, number: int, _: object) -> None:
@@ -225,9 +247,7 @@ class _Supervisor:
             self._stop()
 
 
-def _work(
-    serve: Serve, config: ServerConfig, connection: Connection, late: bool, inherited: Sequence[Connection]
-) -> None:
+def _work(serve: Serve, config: ServerConfig, link: Link, inherited: Sequence[Connection]) -> None:
     """A worker's process."""
     # The parent's ends of the pipes: with copies of them here, the end of the parent would go unnoticed.
     for end in inherited:
@@ -238,7 +258,6 @@ def _work(
     # An interrupt from the terminal reaches every process; the parent passes it on as SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-    link = Link(connection, late)
     try:
         status = serve(config, link)
     except ConfigurationError as error:
@@ -247,15 +266,14 @@ def _work(
     sys.exit(status)
 
 
-def _reserve(config: ServerConfig) -> socket.socket:
-    """A socket that holds the workers' port without listening on it.
+def _reserve(host: str, port: int, advice: str = "") -> socket.socket:
+    """A socket that holds a port of the workers' without listening on it.
 
     Raises ConfigurationError where the port is taken, by other servers' workers too.
     """
-    address = f"{config.grpc_address}:{config.grpc_port}"
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
-            config.grpc_address, config.grpc_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         # Alone first: with SO_REUSEPORT the port of another server of this user's would be shared.
         with socket.socket(family, kind, protocol) as alone:
@@ -267,6 +285,6 @@ def _reserve(config: ServerConfig) -> socket.socket:
         shared.bind(where)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {address}: is the port taken, the address one of this machine's? ({error})"
+            f"cannot listen on {host}:{port}: is the port taken, the address one of this machine's?{advice} ({error})"
         ) from error
     return shared

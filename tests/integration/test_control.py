@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 import pytest
 import tritonclient.grpc as triton
+from inferd_protocol import golden
 from inferd_protocol import grpc_service_pb2 as pb
+from inferd_protocol.golden import Golden, Tolerance
 from inferd_protocol.methods import METHODS
 from inferd_protocol.reasons import REASON_KEY
 from support import models
@@ -25,13 +27,21 @@ from tritonclient.utils import InferenceServerException
 SECONDS = 60
 POLL = ("--model-control-mode", "poll", "--repository-poll-secs", "0.02")
 EXPLICIT = ("--model-control-mode", "explicit")
+TOLERANCES = {"y": Tolerance(0.01, 0.0)}
 X = np.zeros((1, 3), np.float32)
 
 
-def publish(repository: Path, value: float, version: int, name: str = "m") -> Path:
-    """Puts a version into place as publishers do: whole, by a rename."""
+def publish(
+    repository: Path,
+    value: float,
+    version: int,
+    name: str = "m",
+    beside: Callable[[Path], None] = lambda _: None,
+) -> Path:
+    """Puts a version into place as publishers do: whole, by a rename. `beside` adds to the files of the version."""
     aside = repository / f".{name}-{version}"
     path = models.write(aside, name, models.constant(value), version)
+    beside(path)
     target = repository / name / str(version)
     target.parent.mkdir(exist_ok=True)
     path.parent.rename(target)
@@ -136,6 +146,36 @@ def test_files_that_change_in_place_are_taken_or_the_former_ones_kept(
     (repository / "m" / "config.pbtxt").unlink()
     until(lambda: answer(polled) == (8, "1"))
     assert index(polled)["m", "1"] == ("READY", "")
+
+
+def with_golden(file: Path, expected: float) -> None:
+    """Puts golden samples beside a model that is being published, whose answer to everything they say is `expected`."""
+    samples = Golden({"x": np.ones((4, 3), np.float32)}, {"y": np.full((4, 1), expected, np.float32)}, TOLERANCES)
+    golden.write(file.parent / "golden.npz", samples)
+
+
+def test_a_version_whose_golden_answers_differ_is_refused_and_the_former_one_serves(
+    repository: Path, transport: str
+) -> None:
+    with (
+        serve(repository, "--transport", transport, *POLL) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        # Weights that are not those of the export, and the samples that are.
+        publish(repository, 2.5, 2, beside=lambda file: with_golden(file, 2))
+        until(lambda: index(client).get(("m", "2"), ("",))[0] == "UNAVAILABLE")
+        why = index(client)["m", "2"][1]
+        assert "output 'y' differs by up to 0.5 from the answers of golden.npz, expected 0.01 + 0 * |answer|" in why
+        assert any(why in line["message"] and line["level"] == "error" for line in server.lines)
+        assert answer(client) == (1, "1")
+        assert refused(lambda: answer(client, "2"))[0] == "UNAVAILABLE"
+        publish(repository, 3, 3, beside=lambda file: with_golden(file, 3))
+        until(lambda: answer(client) == (3, "3"))
+        # Torn in place: the model that serves goes on, and says why the change was not taken.
+        samples = repository / "m" / "3" / "golden.npz"
+        samples.write_bytes(samples.read_bytes()[:-40])
+        until(lambda: "golden.npz holds no golden samples" in index(client)["m", "3"][1])
+        assert answer(client) == (3, "3")
 
 
 def test_a_repository_that_is_away_takes_nothing_with_it(
@@ -250,6 +290,25 @@ def test_labels_are_versions_that_move_only_to_what_is_ready(repository: Path, t
         code, why = refused(lambda: answer(client, "canary"))
         assert code == "INVALID_ARGUMENT"
         assert "one of its labels ['stable']" in why
+
+
+def test_labels_stand_in_the_config_too_until_a_request_moves_them(repository: Path, transport: str) -> None:
+    publish(repository, 2, 2)
+    (repository / "m" / "config.pbtxt").write_text(
+        """parameters { key: "label:stable" value { string_value: "1" } }
+        parameters { key: "label:absent" value { string_value: "9" } }"""
+    )
+    with (
+        serve(repository, "--transport", transport, *POLL) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        assert (answer(client), answer(client, "stable")) == ((2, "2"), (1, "1"))
+        assert refused(lambda: answer(client, "absent"))[0] == "INVALID_ARGUMENT"
+        parameters = client.get_model_config("m").config.parameters
+        assert parameters["label:stable"].string_value == "1"
+        assert parameters["provider"].string_value == "CPUExecutionProvider"
+        label(server.address, "stable", 2)
+        assert answer(client, "stable") == (2, "2")
 
 
 def test_a_labelled_version_outlives_the_policy(repository: Path, transport: str) -> None:

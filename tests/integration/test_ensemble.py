@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 import threading
 import time
@@ -297,6 +298,27 @@ def test_an_ensemble_is_described_as_a_model(client: triton.InferenceServerClien
     assert index(client)["a_whole"] == ("READY", "")
 
 
+def test_an_ensemble_answers_its_configuration(client: triton.InferenceServerClient) -> None:
+    config = client.get_model_config("a_whole").config
+    assert (config.name, config.platform, config.backend, config.max_batch_size) == ("a_whole", "ensemble", "", 8)
+    assert [step.model_name for step in config.ensemble_scheduling.step] == ["combine", "left", "right", "preprocess"]
+    assert dict(config.ensemble_scheduling.step[0].input_map) == {"a": "l", "b": "r"}
+    assert [(tensor.name, list(tensor.dims)) for tensor in config.output] == [("sum", [4]), ("difference", [-1])]
+    assert not config.HasField("dynamic_batching")
+    assert (list(config.instance_group), config.default_model_filename, dict(config.parameters)) == ([], "", {})
+
+
+def test_an_ensemble_and_its_steps_are_counted(client: triton.InferenceServerClient) -> None:
+    def counted(name: str) -> tuple[int, int]:
+        (model,) = client.get_inference_statistics(name).model_stats
+        return model.inference_count, model.inference_stats.success.count
+
+    before = {name: counted(name) for name in ("a_nested", "a_whole", "left")}
+    ask(client, "a_nested", "image", pixels_of(3))
+    grown = {name: tuple(map(operator.sub, counted(name), counts)) for name, counts in before.items()}
+    assert grown == {"a_nested": (3, 1), "a_whole": (3, 1), "left": (6, 2)}
+
+
 def test_what_does_not_fit_together_is_not_served(client: triton.InferenceServerClient) -> None:
     state, why = index(client)["wrong"]
     assert state == "UNAVAILABLE"
@@ -469,7 +491,7 @@ def test_the_limits_of_a_request_hold_for_all_steps(tmp_path: Path, transport: s
         code, why = refused(lambda: ask(client, "twice", "x", np.ones((1, 256), np.float32), "FP32", timeout=1000))
         assert (code, why) == (
             "UNAVAILABLE",
-            f"{why[:6]} (model 'slow'): the request waited in the queue longer than its timeout parameter allows",
+            f"{why[:6]} (model 'slow'): the request waited in the queue longer than its timeout, or that of its model, allows",
         )
         until(lambda: len(ended) == 4)
         assert not any(ended)

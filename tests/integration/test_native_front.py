@@ -120,7 +120,7 @@ def test_every_other_method_reaches_the_complete_server(narrow: ServerProcess) -
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
-        for path, name in ((f"/{SERVICE}/Nothing", "unknown"), (METHODS["RepositoryIndex"].path, "not built")):
+        for path, name in ((f"/{SERVICE}/Nothing", "unknown"), (METHODS["CudaSharedMemoryRegister"].path, "not built")):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(path)(b"", timeout=SECONDS)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, name

@@ -28,6 +28,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_load_that_hangs_does_not_outlive_the_exit_timeout(tmp_path: Path) -> None:
     models.write(tmp_path, "m", models.classifier())
     command = ["serve", "--model-repository", str(tmp_path), "--grpc-port", "0", "--exit-timeout-secs", "0.2"]
+    command += ["--metrics-port", "off"]
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, *command], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

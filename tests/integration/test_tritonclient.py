@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 
-import grpc
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ import tritonclient.grpc as triton
 from support import models
 from support.limits import MAX_BATCH_SIZE, MAX_REQUEST_ROWS
 from support.models import ELEMENT_TYPES
-from support.server import ServerProcess
 from tritonclient.utils import InferenceServerException
 
 IMAGES = np.random.default_rng(7).integers(0, 256, (300, 4, 4, 1), np.uint8)
@@ -72,8 +71,14 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
         "binary_tensor_data",
         "classification",
         "parameters",
+        "model_configuration",
         "model_repository",
         "model_repository(unload_dependents)",
+        "system_shared_memory",
+        "logging",
+        "schedule_policy",
+        "statistics",
+        "trace",
     }
     model = client.get_model_metadata("classifier")
     assert (model.name, list(model.versions), model.platform) == ("classifier", ["2"], "onnxruntime_onnx")
@@ -243,25 +248,28 @@ def test_an_input_that_only_the_graph_can_refuse(client: triton.InferenceServerC
     assert "the model refuses the inputs" in message
 
 
+def test_a_priority_overtakes_what_waits(client: triton.InferenceServerClient) -> None:
+    """Calls made at once arrive in any order, so the last of many is given a priority: it should be among the first."""
+    order: Queue[str] = Queue()
+    inputs = [tensor("x", np.zeros((MAX_BATCH_SIZE, 256), np.float32), "FP32")]
+
+    def ask(name: str, priority: int) -> None:
+        def done(result: triton.InferResult | None, error: InferenceServerException | None) -> None:
+            order.put(name if error is None else str(error))
+
+        client.async_infer("slower", inputs, done, priority=priority)
+
+    for _ in range(20):
+        ask("usual", 0)
+    ask("second", 2)
+    ask("first", 1)
+    names = [order.get(timeout=60) for _ in range(22)]
+    assert sorted(names) == ["first", "second", *["usual"] * 20]
+    assert names.index("first") < 11
+    assert names.index("second") < 11
+
+
 def test_rpcs_that_are_not_built_say_so(client: triton.InferenceServerClient) -> None:
-    for call in (
-        lambda: client.get_model_config("classifier"),
-        client.get_inference_statistics,
-        client.get_system_shared_memory_status,
-        client.get_cuda_shared_memory_status,
-        client.get_trace_settings,
-        client.get_log_settings,
-    ):
-        with pytest.raises(InferenceServerException, match="this server does not have it") as caught:
-            call()
-        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-
-
-def test_streaming_is_not_built_and_says_so(server: ServerProcess) -> None:
-    from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-    with grpc.insecure_channel(server.address) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            next(stub.ModelStreamInfer(iter([service_pb2.ModelInferRequest()]), timeout=30))
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(InferenceServerException, match="CUDA") as caught:
+        client.register_cuda_shared_memory("r", b"aGFuZGxl", 0, 1)
+    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"

@@ -98,6 +98,23 @@ def sum_and_difference() -> onnx.ModelProto:
     return model(nodes, [tensors["a"], tensors["b"]], [tensors["sum"], tensors["difference"]])
 
 
+def simple() -> onnx.ModelProto:
+    """INPUT0, INPUT1 int32 [batch, 16] -> OUTPUT0, their sum, and OUTPUT1, their difference: Triton's example model."""
+    nodes = [
+        helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]),
+        helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"]),
+    ]
+    tensors = [tensor(name, TensorProto.INT32, ("batch", 16)) for name in ("INPUT0", "INPUT1", "OUTPUT0", "OUTPUT1")]
+    return model(nodes, tensors[:2], tensors[2:])
+
+
+def simple_identity() -> onnx.ModelProto:
+    """INPUT0 string [batch, length] -> OUTPUT0, the same: another of Triton's example models."""
+    node = helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])
+    shape = ("batch", "length")
+    return model([node], [tensor("INPUT0", TensorProto.STRING, shape)], [tensor("OUTPUT0", TensorProto.STRING, shape)])
+
+
 def ragged() -> onnx.ModelProto:
     """x float [batch, length] -> total [batch]: rows of one request may be longer than those of another."""
     axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])

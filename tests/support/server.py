@@ -19,12 +19,12 @@ STOP_SECONDS = 60.0
 
 
 class ServerProcess:
-    """`inferd serve` with its log lines as they come. `address` is host:port once it has said so."""
+    """`inferd serve` with its log lines as they come. The addresses are host:port once it has said so."""
 
     def __init__(self, repository: Path, *arguments: str) -> None:
         command = [sys.executable, "-m", "inferd_protocol", "serve", "--model-repository", str(repository)]
         self.process = subprocess.Popen(
-            [*command, "--grpc-port", "0", "--log-format", "json", *arguments],
+            [*command, "--grpc-port", "0", "--metrics-port", "0", "--log-format", "json", *arguments],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -36,6 +36,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.address = ""
+        self.metrics_address = ""
 
     def wait_for(self, *events: str) -> dict[str, Any]:
         """The first log line, of those not yet waited for, with one of the events."""
@@ -48,6 +49,7 @@ class ServerProcess:
                 raise AssertionError(f"the server ended before {events}; it said {self.lines} {self.other_output}")
             if line.get("event") in events:
                 self.address = line.get("address", self.address)
+                self.metrics_address = line.get("metrics_address", self.metrics_address)
                 return line
 
     def stop(self) -> int:

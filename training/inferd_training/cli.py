@@ -217,8 +217,9 @@ def _verify(arguments: argparse.Namespace) -> None:
     )
     _print_findings(found)
     report = "as its report says" if found["reported"] else "no report beside it"
+    golden = f", golden answers of {found['golden']['rows']} rows as recorded" if "golden" in found else ""
     compared = "compared with Keras" if "parity" in found else "not compared with Keras: give --keras for that"
-    print(f"verified: {report}, {compared}")
+    print(f"verified: {report}{golden}, {compared}")
 
 
 def _print_findings(found: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from inferd_protocol.artefact import MODEL_FILE, REPORT_FILE
+from inferd_protocol.artefact import GOLDEN_FILE, MODEL_FILE, REPORT_FILE
 
 from inferd_training.errors import PublishError, VerificationError
 from inferd_training.export.report import check_report
@@ -69,7 +69,7 @@ def _place(export: Path, repository: Path, model: Path, version: int, rename: Ca
         content = scratch / "model" / str(version)
         content.mkdir(parents=True)
         try:
-            for file in (MODEL_FILE, REPORT_FILE):
+            for file in (MODEL_FILE, REPORT_FILE, *((GOLDEN_FILE,) if (export / GOLDEN_FILE).exists() else ())):
                 shutil.copyfile(export / file, content / file)
         except OSError as error:
             raise PublishError(f"{export} cannot be copied to {repository}: {error.strerror}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ TOKEN_VARIABLE = "INFERD_TOKEN"  # noqa: S105 - the variable's name
 def add_connection(parser: argparse.ArgumentParser, *, timeout: float) -> None:
     """Which server, how to reach it, and how long to wait for it."""
     group = parser.add_argument_group("connection")
-    group.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="(default: %(default)s)")
+    group.add_argument("-u", "--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="(default: %(default)s)")
     group.add_argument(
         "--timeout",
         type=float,
@@ -43,7 +44,9 @@ def add_connection(parser: argparse.ArgumentParser, *, timeout: float) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, and which of its inputs."""
     parser.add_argument("--model", required=True, metavar="NAME", help="the model's name on the server")
-    parser.add_argument("--version", default="", metavar="N", help="its version (default: the server's choice)")
+    parser.add_argument(
+        "--version", default="", metavar="N", help="its version, or a label of one (default: the server's choice)"
+    )
     parser.add_argument("--input", metavar="NAME", help="the input to feed, where the model has several")
 
 
@@ -76,6 +79,25 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def duration(text: str) -> float:
+    """Seconds, 0 or more."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+    return seconds
+
+
+def period(text: str) -> float:
+    """Seconds, more than 0."""
+    seconds = duration(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError("a period is more than 0 seconds")
+    return seconds
 
 
 @contextlib.contextmanager

@@ -6,13 +6,17 @@ import functools
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from inferd_protocol.model_config_pb2 import ModelConfig
+from inferd_protocol.reasons import LABEL_PREFIX
+
+from inferd_server.repository import model_config
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.runtime.backend import TensorSpec
 
 SERVER_NAME = "inferd"
 
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters", "schedule_policy")
 """The protocol's extensions that need no RPC of their own; `frontend.services` adds those that do."""
 
 
@@ -53,6 +57,22 @@ def describe_model(repository: RepositoryManager, name: str, version: str) -> Mo
         inputs=tuple(map(_tensor, servable.signature.inputs)),
         outputs=tuple(map(_tensor, servable.signature.outputs)),
     )
+
+
+def configuration(repository: RepositoryManager, name: str, version: str) -> ModelConfig:
+    """The complete configuration of a model's version. Raises as `lifecycle.find` does."""
+    servable = repository.find(name, version)
+    complete = model_config.configuration(
+        servable.name,
+        servable.platform,
+        servable.model.provider,
+        servable.signature,
+        servable.declared,
+        servable.config,
+    )
+    for label, number in repository.models[name].labels.items():
+        complete.parameters[LABEL_PREFIX + label].string_value = str(number)
+    return complete
 
 
 def model_ready(repository: RepositoryManager, name: str, version: str) -> bool:

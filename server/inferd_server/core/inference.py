@@ -5,15 +5,19 @@ From `enqueue` on the batcher owns the request; the plan turns its outputs into 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
+from inferd_server.core.caching import Keep, digest
 from inferd_server.core.plan import Plan, make_plan
-from inferd_server.errors import Draining
+from inferd_server.errors import Draining, InvalidRequest, ModelNotFound, ModelNotReady
+from inferd_server.observability.failures import reason_of
+from inferd_server.observability.statistics import FailureCounts
 from inferd_server.repository.manager import RepositoryManager
-from inferd_server.request import InferenceRequest, Reply, RequestForm
+from inferd_server.request import InferenceRequest, Reply, RequestForm, SharedMemoryRequest
 from inferd_server.scheduling.scheduler import Closed, Scheduler
-from inferd_server.scheduling.work import Work
+from inferd_server.scheduling.work import Finish, Work
 
 _MOST_PLANS = 4096
 """Forms that are remembered; callers of more start over, at the cost of making their plans again."""
@@ -27,6 +31,8 @@ class InferenceCore:
         self._clock_ns = clock_ns
         self._plans: dict[RequestForm, Plan] = {}
         self._generation = -1
+        self.refusals = FailureCounts()
+        """Requests that were refused before it was known which version they are for."""
 
     def infer(self, request: InferenceRequest, reply: Reply) -> None:
         """Starts an inference. The reply is completed later, from another thread, or at once where nothing has to run.
@@ -44,17 +50,42 @@ class InferenceCore:
         """
         form = request.form
         plan = self._plan(form)
-        if plan.rows == 0:
-            plan.finish_without_rows(reply)
-            return None
         contents = request.contents
-        expires_ns = now_ns + form.timeout_us * 1000 if form.timeout_us else None
         while True:
-            ordered = contents if plan.order is None else [contents[place] for place in plan.order]
+            ordered = contents
+            if not plan.plain:
+                if plan.order is not None:
+                    ordered = [contents[place] for place in plan.order]
+                if isinstance(request, SharedMemoryRequest):
+                    plan = plan.into(request.places)
+            if plan.rows == 0:
+                work = Work((), 0, plan.layout, reply, plan.finish, now_ns)
+                plan.servable.batcher.answer_without_run(work, functools.partial(plan.finish_without_rows, reply))
+                return None
+            expires_ns = now_ns + plan.timeout_ns if plan.timeout_ns else None
             batcher = plan.servable.batcher
+            finish: Finish = plan.finish
+            key = None if plan.cache is None else digest(plan.layout, plan.rows, ordered)
+            if plan.cache is not None and key is not None:
+                outputs = plan.cache.get(key)
+                if outputs is not None:
+                    hit = Work((), 0, plan.layout, reply, plan.finish, now_ns)
+                    batcher.answer_without_run(hit, functools.partial(finish, reply, outputs))
+                    return None
+                finish = Keep(plan.cache, key, finish)
             try:
                 batcher.enqueue(
-                    Work(ordered, plan.rows, plan.layout, reply, plan.finish, now_ns, expires_ns, request.nbytes)
+                    Work(
+                        ordered,
+                        plan.rows,
+                        plan.layout,
+                        reply,
+                        finish,
+                        now_ns,
+                        expires_ns,
+                        request.nbytes,
+                        form.priority,
+                    )
                 )
             except Closed:
                 # Replaced or unloaded since it was found. What is in its place, if anything, is another one.
@@ -63,6 +94,17 @@ class InferenceCore:
                     raise Draining from None
                 continue
             return batcher
+
+    def count_refusal(self, error: Exception, name: str, version: str, ns: int) -> None:
+        """Counts a request that no batcher has taken, `ns` nanoseconds after it had come.
+
+        With its version, where `name` and `version` lead to one that can be called, else with `refusals`.
+        """
+        try:
+            failures = self._repository.find(name, version).batcher.statistics.failures
+        except (InvalidRequest, ModelNotFound, ModelNotReady):
+            failures = self.refusals
+        failures.count(reason_of(error), ns)
 
     def _plan(self, form: RequestForm) -> Plan:
         generation = self._repository.generation

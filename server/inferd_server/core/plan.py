@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from inferd_protocol.datatypes import BYTES
@@ -13,10 +13,12 @@ from inferd_server.core import validation
 from inferd_server.core.classification import classify
 from inferd_server.core.validation import Selection
 from inferd_server.errors import InvalidRequest, ServerError
+from inferd_server.repository.response_cache import ServableCache
 from inferd_server.repository.servable import Servable
 from inferd_server.request import AnswerForm, Reply, RequestForm
 from inferd_server.runtime.backend import Signature
 from inferd_server.scheduling.work import Layout
+from inferd_server.shared_memory import Window
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +26,8 @@ class Plan:
     """How requests of a form are run by a version, and how their outputs are answered."""
 
     servable: Servable
+    plain: bool
+    """Whether the request has the model's order and no output goes to shared memory."""
     order: tuple[int, ...] | None
     """For each of the model's inputs its place in the request; None where the request has the model's order."""
     rows: int
@@ -31,23 +35,34 @@ class Plan:
     selection: tuple[Selection, ...] | None
     """The outputs to answer; None for all of them as they are."""
     answer: AnswerForm
+    timeout_ns: int
+    """Longest wait in the queue; 0 for no limit."""
+    cache: ServableCache | None
+    """Where runs are looked up and kept; None where each request is to be run."""
 
-    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
-        """Answers a request with what its run gave: every output, in the model's order."""
+    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> ServerError | None:
+        """Answers a request with what its run gave: every output, in the model's order.
+
+        Returns the error where the request was told one instead.
+        """
         if self.selection is not None:
             try:
                 outputs = [self._answer(outputs[place], place, count) for place, count in self.selection]
             except ServerError as error:
                 reply.fail(error)
-                return
-        reply.send(self.answer, outputs)
+                return error
+        return reply.send(self.answer, outputs)
 
-    def finish_without_rows(self, reply: Reply) -> None:
-        """Answers a request of zero rows, for which nothing runs.
+    def into(self, places: tuple[Window | None, ...]) -> Plan:
+        """The same for one request, whose outputs go to these places."""
+        return replace(self, answer=replace(self.answer, places=places))
+
+    def finish_without_rows(self, reply: Reply) -> ServerError | None:
+        """Answers a request of zero rows, for which nothing runs. Returns what `finish` does.
 
         Raises InvalidRequest where only a run could tell the shapes of the outputs.
         """
-        self.finish(reply, _without_rows(self.servable.signature))
+        return self.finish(reply, _without_rows(self.servable.signature))
 
     def _answer(self, array: Tensor, place: int, count: int) -> Tensor:
         if not count:
@@ -74,11 +89,14 @@ def make_plan(servable: Servable, form: RequestForm) -> Plan:
     )
     return Plan(
         servable=servable,
+        plain=in_order and not any(output.in_shared_memory for output in form.outputs),
         order=None if in_order else arranged.order,
         rows=arranged.rows,
         layout=arranged.layout,
         selection=None if everything else selection,
         answer=AnswerForm(servable.name, str(servable.version), outputs),
+        timeout_ns=servable.config.queue_timeout_us(form.timeout_us) * 1000,
+        cache=servable.cache,
     )
 
 

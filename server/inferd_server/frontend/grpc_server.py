@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import time
-from collections import deque
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -20,12 +16,11 @@ from inferd_protocol.methods import METHODS, SERVICE, Method
 
 from inferd_server.config import ServerConfig
 from inferd_server.errors import ConfigurationError, NotBuilt
-from inferd_server.frontend.infer import Call, InferEndpoint
+from inferd_server.frontend.aio_calls import AioIntake, Context, abort, deadline_ns
+from inferd_server.frontend.infer import InferEndpoint
 from inferd_server.frontend.services import Handler, Services
 from inferd_server.frontend.status import Status, status_of
-from inferd_server.scheduling.scheduler import Scheduler
-
-Context = grpc.aio.ServicerContext[Any, Any]
+from inferd_server.frontend.stream import StreamInfer
 
 _HEALTH_NAMES = ("", SERVICE)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -58,7 +53,10 @@ class GrpcServer:
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, pool=_reflection_pool())
         handlers = {name: _unary(METHODS[name], handler) for name, handler in services.handlers().items()}
-        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(_Infer(endpoint).call)
+        intake = AioIntake(endpoint)
+        self._streams = StreamInfer(intake, config.grpc_max_message_size)
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(_Infer(intake).call)
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._streams.call)
         for name, method in METHODS.items():
             if name not in handlers:
                 handlers[name] = _not_built(method)
@@ -78,8 +76,13 @@ class GrpcServer:
         """Tells health checks, those that watch included, that the server should be sent nothing more."""
         await self._health.enter_graceful_shutdown()
 
+    def end_streams(self) -> bool:
+        """Reads no more requests from streams: each ends once it has answered those it has. Whether there are any."""
+        return self._streams.drain()
+
     async def stop(self, timeout: float) -> None:
         """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""
+        self.end_streams()
         await self._server.stop(timeout)
 
     async def _set_health(self, status: int) -> None:
@@ -109,88 +112,20 @@ def taken(address: str) -> ConfigurationError:
     return ConfigurationError(f"cannot listen on {address}: is the port taken, the address one of this machine's?")
 
 
-class _AioCall(Call):
-    """A call on the event loop. Answers come from other threads and are brought home by `_Homecoming`."""
-
-    __slots__ = ("_gone", "_homecoming", "_outcome")
-
-    def __init__(self, deadline_ns: int | None, homecoming: _Homecoming) -> None:
-        super().__init__(deadline_ns)
-        self._gone = False
-        self._homecoming = homecoming
-        self._outcome: asyncio.Future[bytes | Status] = homecoming.loop.create_future()
-
-    def cancelled(self) -> bool:
-        return self._gone
-
-    def respond(self, message: bytes) -> None:
-        self._homecoming.bring(self._outcome, message)
-
-    def end(self, status: Status) -> None:
-        self._homecoming.bring(self._outcome, status)
-
-    async def outcome(self) -> bytes | Status:
-        try:
-            return await self._outcome
-        except asyncio.CancelledError:
-            # The caller cancelled, or its deadline passed: what still waits in a queue is for nobody.
-            self._gone = True
-            raise
-
-
-class _Homecoming:
-    """Takes outcomes from worker threads to the event loop: one wake-up for all that are there, not one each."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._arrived: deque[tuple[asyncio.Future[bytes | Status], bytes | Status]] = deque()
-        self._called = False
-
-    def bring(self, future: asyncio.Future[bytes | Status], outcome: bytes | Status) -> None:
-        self._arrived.append((future, outcome))
-        if not self._called:
-            self._called = True
-            self.loop.call_soon_threadsafe(self._deliver)
-
-    def _deliver(self) -> None:
-        # Before the queue is emptied: whoever appends from here on calls again.
-        self._called = False
-        while self._arrived:
-            future, outcome = self._arrived.popleft()
-            if not future.done():
-                future.set_result(outcome)
-
-
 class _Infer:
     """ModelInfer as grpcio calls it: bytes in, bytes out."""
 
-    def __init__(self, endpoint: InferEndpoint) -> None:
-        self._endpoint = endpoint
-        self._homecoming: _Homecoming | None = None
-        self._to_start: set[Scheduler] = set()
+    def __init__(self, intake: AioIntake) -> None:
+        self._intake = intake
 
     async def call(self, message: bytes, context: Context) -> bytes:
-        if self._homecoming is None:
-            self._homecoming = _Homecoming(asyncio.get_running_loop())
-        now_ns = time.monotonic_ns()
-        remaining: float | None = context.time_remaining()
-        call = _AioCall(None if remaining is None else now_ns + int(remaining * 1e9), self._homecoming)
-        batcher = self._endpoint.accept(message, call, now_ns)
-        if batcher is not None:
-            if not self._to_start:
-                # Once the loop has gone through the calls that are ready: they make one batch, and one wake-up.
-                self._homecoming.loop.call_soon(self._start)
-            self._to_start.add(batcher)
+        call = self._intake.call(deadline_ns(context))
+        self._intake.accept(message, call)
         outcome = await call.outcome()
         if isinstance(outcome, Status):
-            await _abort(context, outcome)
+            await abort(context, outcome)
         assert isinstance(outcome, bytes)
         return outcome
-
-    def _start(self) -> None:
-        for batcher in self._to_start:
-            batcher.start()
-        self._to_start.clear()
 
 
 def _unary(method: Method, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
@@ -199,7 +134,7 @@ def _unary(method: Method, handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
             answer = handler(method.request.FromString(message))
             response: Message = await answer if inspect.isawaitable(answer) else answer
         except Exception as error:
-            await _abort(context, status_of(error))
+            await abort(context, status_of(error))
             raise
         return response
 
@@ -210,20 +145,10 @@ def _not_built(method: Method) -> grpc.RpcMethodHandler[Any, Any]:
     error = NotBuilt(f"RPC {method.name} is part of the protocol, and this server does not have it")
 
     async def unary(_: bytes, context: Context) -> bytes:
-        await _abort(context, status_of(error))
+        await abort(context, status_of(error))
         raise error
 
-    async def stream(_: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        await _abort(context, status_of(error))
-        yield b""
-
-    if method.streaming:
-        return grpc.stream_stream_rpc_method_handler(stream)
     return grpc.unary_unary_rpc_method_handler(unary)
-
-
-async def _abort(context: Context, status: Status) -> None:
-    await context.abort(status.code, status.message, status.metadata)
 
 
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from inferd_protocol import grpc_service_pb2 as pb
+from inferd_protocol import wire
 from inferd_protocol.reasons import LABEL_PREFIX
 
 from inferd_server.background import run_in_background
@@ -15,6 +17,7 @@ from inferd_server.repository.lifecycle import ModelEntry, State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.repository.override import Override
 
+_FIELD_2_TRUE = b"\x10\x01"
 _CONFIG = "config"
 _FILE_PREFIX = "file:"
 _UNLOAD_DEPENDENTS = "unload_dependents"
@@ -50,8 +53,7 @@ class RepositoryService:
 
     def load(self, request: pb.RepositoryModelLoadRequest) -> asyncio.Future[pb.RepositoryModelLoadResponse]:
         """Loads a model, or moves labels of its versions."""
-        _check_repository(request.repository_name)
-        name, parameters = request.model_name, request.parameters
+        name, parameters = _model_name(request), request.parameters
         labels = {key: value for key, value in parameters.items() if key.startswith(LABEL_PREFIX)}
         override = None if labels and len(labels) == len(parameters) else _override(parameters)
 
@@ -61,13 +63,13 @@ class RepositoryService:
                     self._repository.set_label(name, key.removeprefix(LABEL_PREFIX), _version(key, value))
             else:
                 self._repository.load(name, override)
-            return pb.RepositoryModelLoadResponse()
+            return pb.RepositoryModelLoadResponse.FromString(_outcome(request))
 
         return run_in_background(work, f"load-{name}")
 
     def unload(self, request: pb.RepositoryModelUnloadRequest) -> asyncio.Future[pb.RepositoryModelUnloadResponse]:
         """Unloads a model, and the models that only it runs where so asked; answers when their memory is free."""
-        _check_repository(request.repository_name)
+        name = _model_name(request)
         for key, value in request.parameters.items():
             if key != _UNLOAD_DEPENDENTS or value.WhichOneof("parameter_choice") != "bool_param":
                 raise InvalidRequest(f"parameter '{key}' of an unload: expected '{_UNLOAD_DEPENDENTS}', a bool")
@@ -75,10 +77,10 @@ class RepositoryService:
         dependents = request.parameters[_UNLOAD_DEPENDENTS].bool_param if request.parameters else False
 
         def work() -> pb.RepositoryModelUnloadResponse:
-            self._repository.unload(request.model_name, dependents=dependents)
-            return pb.RepositoryModelUnloadResponse()
+            self._repository.unload(name, dependents=dependents)
+            return pb.RepositoryModelUnloadResponse.FromString(_outcome(request))
 
-        return run_in_background(work, f"unload-{request.model_name}")
+        return run_in_background(work, f"unload-{name}")
 
 
 def _rows(name: str, model: ModelEntry) -> list[pb.RepositoryIndexResponse.ModelIndex]:
@@ -89,6 +91,25 @@ def _rows(name: str, model: ModelEntry) -> list[pb.RepositoryIndexResponse.Model
         row(name=name, version=str(version), state=entry.state, reason=model.failure or entry.reason)
         for version, entry in model.versions.items()
     ]
+
+
+_Change: TypeAlias = pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
+
+
+def _model_name(request: _Change) -> str:
+    """The model to load or unload. KServe's protocol has its name where Triton's has the repository's."""
+    if not request.model_name:
+        return request.repository_name
+    _check_repository(request.repository_name)
+    return request.model_name
+
+
+def _outcome(request: _Change) -> bytes:
+    """The fields of an answer: none in Triton's protocol, the model's name and that it is done in KServe's."""
+    if request.model_name:
+        return b""
+    name = request.repository_name.encode()
+    return wire.prefix(1, len(name)) + name + _FIELD_2_TRUE
 
 
 def _check_repository(name: str) -> None:

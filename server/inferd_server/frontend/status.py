@@ -16,8 +16,11 @@ from inferd_server.errors import (
     MessageTooLarge,
     ModelNotFound,
     NotBuilt,
+    RegionExists,
+    RegionNotFound,
     RuntimeFailure,
     ServerError,
+    TooManyRegions,
     Unavailable,
 )
 
@@ -28,6 +31,9 @@ _CODES: dict[type[ServerError], grpc.StatusCode] = {
     MalformedMessage: grpc.StatusCode.INTERNAL,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    RegionNotFound: grpc.StatusCode.NOT_FOUND,
+    RegionExists: grpc.StatusCode.ALREADY_EXISTS,
+    TooManyRegions: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotBuilt: grpc.StatusCode.UNIMPLEMENTED,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from inferd_protocol.datatypes import BY_CONFIG
 
 from inferd_server.errors import LoadError
-from inferd_server.repository.ensemble_config import Step
-from inferd_server.repository.model_config import DeclaredConfig, DeclaredTensor
+from inferd_server.repository.config.declared import DeclaredConfig, DeclaredStep, DeclaredTensor
 from inferd_server.runtime.backend import Dim, Signature, TensorSpec
 from inferd_server.scheduling.pipeline import Graph, Node
 
@@ -26,23 +25,16 @@ class _End:
 
 
 def declared_signature(declared: DeclaredConfig) -> Signature:
-    """What an ensemble takes and gives, as its config.pbtxt says: the batch axis first where max_batch_size is not 0.
-
-    Raises LoadError where a tensor is declared twice or with a type that no tensor has.
-    """
+    """What an ensemble takes and gives, as its config.pbtxt says: the batch axis first where it is batched."""
     batch: tuple[Dim, ...] = (None,) if declared.max_batch_size else ()
-    for kind, tensors in (("input", declared.inputs), ("output", declared.outputs)):
-        names = [tensor.name for tensor in tensors]
-        if len(set(names)) != len(names):
-            raise LoadError(f"config.pbtxt declares an {kind} twice: {names}")
     return Signature(
-        tuple(_spec("input", tensor, batch) for tensor in declared.inputs),
-        tuple(_spec("output", tensor, batch) for tensor in declared.outputs),
+        tuple(_spec(tensor, batch) for tensor in declared.inputs),
+        tuple(_spec(tensor, batch) for tensor in declared.outputs),
         {},
     )
 
 
-def check(signature: Signature, steps: Sequence[Step], models: Sequence[Signature]) -> Graph:
+def check(signature: Signature, steps: Sequence[DeclaredStep], models: Sequence[Signature]) -> Graph:
     """How tensors flow through an ensemble of this signature whose steps run `models`, one for each step.
 
     Raises LoadError where they do not: a step that does not fit its model, a tensor without a maker, with two, or that
@@ -71,7 +63,7 @@ def check(signature: Signature, steps: Sequence[Step], models: Sequence[Signatur
     return _graph(signature, steps)
 
 
-def _check_names(step: Step, model: Signature) -> None:
+def _check_names(step: DeclaredStep, model: Signature) -> None:
     inputs, outputs = [spec.name for spec in model.inputs], [spec.name for spec in model.outputs]
     for field, mapped, names in (("input_map", step.inputs, inputs), ("output_map", step.outputs, outputs)):
         unknown = sorted(set(mapped) - set(names))
@@ -82,7 +74,7 @@ def _check_names(step: Step, model: Signature) -> None:
         raise LoadError(f"{step}: its input_map lacks {missing}, the model expects {inputs}")
 
 
-def _makers(signature: Signature, steps: Sequence[Step], models: Sequence[Signature]) -> Mapping[str, _End]:
+def _makers(signature: Signature, steps: Sequence[DeclaredStep], models: Sequence[Signature]) -> Mapping[str, _End]:
     makers = {spec.name: _End(f"input '{spec.name}' of the ensemble", spec) for spec in signature.inputs}
     for step, model in zip(steps, models, strict=True):
         for spec in model.outputs:
@@ -99,7 +91,9 @@ def _makers(signature: Signature, steps: Sequence[Step], models: Sequence[Signat
     return makers
 
 
-def _takers(signature: Signature, steps: Sequence[Step], models: Sequence[Signature]) -> Mapping[str, Sequence[_End]]:
+def _takers(
+    signature: Signature, steps: Sequence[DeclaredStep], models: Sequence[Signature]
+) -> Mapping[str, Sequence[_End]]:
     takers: dict[str, list[_End]] = {}
     for step, model in zip(steps, models, strict=True):
         for spec in model.inputs:
@@ -121,7 +115,7 @@ def _agree(made: TensorSpec, taken: TensorSpec) -> bool:
     )
 
 
-def _check_order(signature: Signature, steps: Sequence[Step]) -> None:
+def _check_order(signature: Signature, steps: Sequence[DeclaredStep]) -> None:
     made = {spec.name for spec in signature.inputs}
     waiting = list(steps)
     while waiting:
@@ -132,7 +126,7 @@ def _check_order(signature: Signature, steps: Sequence[Step]) -> None:
         waiting = [step for step in waiting if step not in able]
 
 
-def _graph(signature: Signature, steps: Sequence[Step]) -> Graph:
+def _graph(signature: Signature, steps: Sequence[DeclaredStep]) -> Graph:
     names = [spec.name for spec in signature.inputs]
     for step in steps:
         names.extend(step.outputs.values())
@@ -152,8 +146,6 @@ def _graph(signature: Signature, steps: Sequence[Step]) -> Graph:
     )
 
 
-def _spec(kind: str, tensor: DeclaredTensor, batch: tuple[Dim, ...]) -> TensorSpec:
-    datatype = BY_CONFIG.get(tensor.config_type)
-    if datatype is None:
-        raise LoadError(f"config.pbtxt declares {kind} '{tensor.name}' as {tensor.config_type}, which is no datatype")
-    return TensorSpec(tensor.name, datatype, (*batch, *(dim if dim >= 0 else None for dim in tensor.dims)))
+def _spec(tensor: DeclaredTensor, batch: tuple[Dim, ...]) -> TensorSpec:
+    dims = (dim if dim >= 0 else None for dim in tensor.dims)
+    return TensorSpec(tensor.name, BY_CONFIG[tensor.config_type], (*batch, *dims))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from inferd_server.errors import LoadError, ModelNotFound, ModelNotReady
 from inferd_server.repository import ensemble
-from inferd_server.repository.ensemble_config import Step
+from inferd_server.repository.config.declared import DeclaredStep
 from inferd_server.request import AnswerForm
 from inferd_server.runtime.backend import Signature
 from inferd_server.scheduling.pipeline import BoundStep
@@ -37,7 +37,7 @@ class EnsembleSteps:
     `signature` is the ensemble's own. Raises LoadError where a step's model cannot be called or does not fit.
     """
 
-    def __init__(self, name: str, signature: Signature, steps: Sequence[Step], models: ModelTable) -> None:
+    def __init__(self, name: str, signature: Signature, steps: Sequence[DeclaredStep], models: ModelTable) -> None:
         self.steps = tuple(steps)
         self.signature = signature
         self._name = name
@@ -103,18 +103,19 @@ class EnsembleSteps:
         )
         return _Binding(generation, signatures, steps)
 
-    def _kept(self, old: Found, step: Step, servable: Servable) -> BoundStep:
+    def _kept(self, old: Found, step: DeclaredStep, servable: Servable) -> BoundStep:
         if isinstance(old, BoundStep) and old.scheduler is servable.batcher:
             return old
         return self._bound(step, servable)
 
-    def _bound(self, step: Step, servable: Servable) -> BoundStep:
+    def _bound(self, step: DeclaredStep, servable: Servable) -> BoundStep:
         places = {name: place for place, name in enumerate(self.graph.tensors)}
         signature = servable.signature
         return BoundStep(
             name=str(step),
             scheduler=servable.batcher,
             batched=servable.config.batched,
+            timeout_ns=servable.config.default_timeout_microseconds * 1000,
             specs=signature.inputs,
             inputs=tuple(places[step.inputs[spec.name]] for spec in signature.inputs),
             outputs=tuple(
@@ -128,7 +129,7 @@ class EnsembleSteps:
         )
 
 
-def _found(step: Step, find: Callable[[str, str], Servable]) -> Servable | str:
+def _found(step: DeclaredStep, find: Callable[[str, str], Servable]) -> Servable | str:
     try:
         return find(step.model, step.version_text)
     except (ModelNotFound, ModelNotReady) as error:
@@ -136,7 +137,7 @@ def _found(step: Step, find: Callable[[str, str], Servable]) -> Servable | str:
         return f"{step}: {error}"
 
 
-def _loaded(step: Step, find: Callable[[str, str], Servable]) -> Servable:
+def _loaded(step: DeclaredStep, find: Callable[[str, str], Servable]) -> Servable:
     found = _found(step, find)
     if isinstance(found, str):
         raise LoadError(found)

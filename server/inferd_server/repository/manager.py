@@ -20,17 +20,21 @@ from inferd_server.errors import (
     ModelNotFound,
     ModelNotReady,
 )
+from inferd_server.observability.loads import LoadCounts
 from inferd_server.repository import loader, model_config, version_policy
 from inferd_server.repository.changes import changes
 from inferd_server.repository.dependencies import cycle_through, load_order, unused_without
+from inferd_server.repository.labels import is_label
 from inferd_server.repository.lifecycle import ModelEntry, State, VersionEntry
 from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.override import Override, written
+from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.retirement import Retirement
 from inferd_server.repository.scan import Fingerprint, ModelDirectory, read_directory, scan
 from inferd_server.repository.servable import Servable
 from inferd_server.repository.table import ModelTable
 from inferd_server.runtime.backend import Backend
+from inferd_server.scheduling.observer import Observe
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,13 +49,24 @@ class RepositoryManager:
     Raises ConfigurationError where the repository cannot be read, is empty, or lacks a required model.
     """
 
-    def __init__(self, config: ServerConfig, backend: Backend) -> None:
+    def __init__(self, config: ServerConfig, backend: Backend, observe: Observe | None = None) -> None:
         self._repository = config.model_repository
         self._mode = config.model_control_mode
         self._required = config.required_model
         self._platform = backend.platform
+        self.responses = ResponseCache(config.response_cache_bytes)
+        """What the runs of all models gave, of those that ask for it."""
+        self.loads = LoadCounts()
         self._table = ModelTable()
-        self._load = functools.partial(loader.load, models=self._table, backend=backend, server=config)
+        load = functools.partial(
+            loader.load,
+            models=self._table,
+            backend=backend,
+            server=config,
+            responses=self.responses,
+            observe=observe,
+        )
+        self._load = self.loads.counted(load)
         self._changing = threading.Lock()
         self._retirement = Retirement(config.exit_timeout_secs)
         self._started = False
@@ -195,8 +210,10 @@ class RepositoryManager:
         Raises InvalidRequest where the label could be mistaken for a version, ModelNotFound and ModelNotReady where
         there is no such version to call.
         """
-        if not label or label.isdigit() or label != label.strip():
-            raise InvalidRequest(f"label '{label}' is expected to be a word that is no number")
+        if not is_label(label):
+            raise InvalidRequest(
+                f"label '{label}' is expected to be letters, digits, '_', '-' and '.', the first of them a letter"
+            )
 
         def change(model: ModelEntry) -> ModelEntry:
             if not model.versions:
@@ -316,7 +333,7 @@ class RepositoryManager:
             version: self._load_version(directory, version, declared, wanted[version] if not override else ())
             for version in todo.load
         }
-        return self._swap(name, wanted, loaded)
+        return self._swap(name, wanted, loaded, declared.version_labels)
 
     def _check_cycle(self, name: str, declared: DeclaredConfig, directories: Mapping[str, ModelDirectory]) -> None:
         """Raises LoadError where an ensemble would run itself: by what serves, and by the folders of what does not."""
@@ -335,14 +352,15 @@ class RepositoryManager:
 
     def _declared(self, directory: ModelDirectory, override: Override | None) -> DeclaredConfig:
         if override:
-            return model_config.read_json(override.config, directory.name, self._platform)
+            return model_config.read_json(override.config, directory.path, directory.name, self._platform)
         return model_config.read(directory.config, directory.name, self._platform)
 
     def _wanted(
         self, directory: ModelDirectory, declared: DeclaredConfig, present: ModelEntry
     ) -> Mapping[int, Fingerprint]:
         """The versions to serve: those of the policy, and those that a label names, for as long as they are there."""
-        labelled = set(present.labels.values()) & set(directory.versions)
+        labels = {**declared.version_labels, **present.labels}
+        labelled = set(labels.values()) & set(directory.versions)
         versions = sorted({*version_policy.served(directory.versions, declared.version_policy), *labelled})
         if not versions:
             raise LoadError("it has no version folder")
@@ -360,7 +378,13 @@ class RepositoryManager:
             for file, size, changed_ns, inode in (("", 0, 0, 0), *entry.fingerprint)
         )
 
-    def _swap(self, name: str, wanted: Mapping[int, Fingerprint], loaded: Mapping[int, VersionEntry]) -> Sequence[str]:
+    def _swap(
+        self,
+        name: str,
+        wanted: Mapping[int, Fingerprint],
+        loaded: Mapping[int, VersionEntry],
+        declared_labels: Mapping[str, int],
+    ) -> Sequence[str]:
         """Puts what was loaded in the place of what is not wanted any more, in one write."""
         after: dict[str, ModelEntry] = {}
 
@@ -369,9 +393,11 @@ class RepositoryManager:
             # Only when all that is wanted can be called does anything else go.
             if all(versions[version].servable for version in wanted):
                 versions = {version: entry for version, entry in versions.items() if version in wanted}
-            labels = {label: version for label, version in before.labels.items() if _is_ready(versions, version)}
-            for label in sorted(set(before.labels) - set(labels)):
-                _LOG.warning("label '%s' of model '%s' is gone with its version", label, name)
+            # What a request said of a label goes before what the config says.
+            asked = {**declared_labels, **before.labels}
+            labels = {label: version for label, version in asked.items() if _is_ready(versions, version)}
+            for label in sorted(set(asked) - set(labels)):
+                _LOG.warning("model '%s' has no version %d for its label '%s'", name, asked[label], label)
             after[name] = ModelEntry(versions, labels=labels)
             return after[name]
 

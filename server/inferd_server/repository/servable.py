@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from inferd_protocol.artefact import LABELS_KEY
 
 from inferd_server.errors import LoadError
 from inferd_server.repository.ensemble_steps import EnsembleSteps
-from inferd_server.repository.model_config import ModelConfig
+from inferd_server.repository.model_config import DeclaredConfig, ModelConfig
+from inferd_server.repository.response_cache import ServableCache
 from inferd_server.runtime.backend import Signature
 from inferd_server.scheduling.scheduler import Scheduler
 
@@ -39,6 +40,9 @@ class Servable:
     """By output name: one label for each index of its last axis."""
     model: Loaded
     batcher: Scheduler
+    declared: DeclaredConfig = field(default_factory=DeclaredConfig)
+    cache: ServableCache | None = None
+    """Its part of the response cache, where its config.pbtxt asks for one and the server has one."""
 
     @property
     def signature(self) -> Signature:
@@ -52,28 +56,34 @@ class Servable:
 
     def close(self, timeout: float) -> bool:
         """Finishes what it has accepted, within `timeout` seconds, and frees the model. False where it still runs."""
+        if self.cache is not None:
+            # Before it drains: what it still has to run is not for those who call what came in its place.
+            self.cache.close()
         idle = self.batcher.close(timeout)
         self.model.close()
         return idle
 
 
-def read_labels(signature: Signature) -> Mapping[str, tuple[str, ...]]:
-    """The labels that the export wrote into the model's metadata, none where it wrote none.
+def read_labels(signature: Signature, declared: DeclaredConfig) -> Mapping[str, tuple[str, ...]]:
+    """The labels that the export wrote into the model's metadata, instead of which the declared ones are taken.
 
     Raises LoadError where they are no {output: [label, ...]} or do not match the model's outputs.
     """
-    text = signature.metadata.get(LABELS_KEY)
-    if text is None:
-        return {}
-    outputs = {spec.name: spec for spec in signature.outputs}
+    text = signature.metadata.get(LABELS_KEY, "{}")
     try:
-        labels = {str(output): tuple(map(str, names)) for output, names in json.loads(text).items()}
+        written = {str(output): tuple(map(str, names)) for output, names in json.loads(text).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise LoadError(f"the metadata {LABELS_KEY} is no JSON object of lists of labels: {error}") from error
+    _check_labels(f"the metadata {LABELS_KEY}", written, signature)
+    _check_labels(declared.source, declared.labels, signature)
+    return {**written, **declared.labels}
+
+
+def _check_labels(source: str, labels: Mapping[str, tuple[str, ...]], signature: Signature) -> None:
+    outputs = {spec.name: spec for spec in signature.outputs}
     for name, names in labels.items():
         if name not in outputs:
-            raise LoadError(f"the metadata {LABELS_KEY} names output '{name}', the model has {sorted(outputs)}")
+            raise LoadError(f"{source} names output '{name}', the model has {sorted(outputs)}")
         last = outputs[name].shape[-1] if outputs[name].shape else None
         if isinstance(last, int) and last != len(names):
-            raise LoadError(f"the metadata {LABELS_KEY} has {len(names)} labels for the {last} elements of '{name}'")
-    return labels
+            raise LoadError(f"{source} has {len(names)} labels for the {last} elements of '{name}'")

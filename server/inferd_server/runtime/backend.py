@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,36 @@ from inferd_protocol.tensors import Tensor
 
 Dim = int | str | None
 """A size, the name of a size that may vary, or None for one that varies without a name."""
+
+CPU_PROVIDER = "CPUExecutionProvider"
+"""The execution provider that is the CPU; every other one is a device of its own."""
+
+
+class GraphLevel(Enum):
+    """How far a graph is optimized before it runs."""
+
+    NONE = "none"
+    BASIC = "basic"
+    EXTENDED = "extended"
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What one model asks of its runtime. Threads of 0 are left to the backend."""
+
+    intra_op_threads: int = 0
+    inter_op_threads: int = 1
+    parallel: bool = False
+    """Whether branches of the graph run at the same time."""
+    memory_arena: bool = True
+    memory_pattern: bool = True
+    graph_level: GraphLevel = GraphLevel.ALL
+    entries: Mapping[str, str] = field(default_factory=dict)
+    """Options of the runtime under its own names."""
+
+
+DEFAULT_SETTINGS = SessionSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +97,8 @@ class Backend(Protocol):
     platform: str
     """The platform's name in model metadata and config.pbtxt."""
 
-    def load(self, path: Path) -> RuntimeModel:
-        """Loads a model file.
+    def load(self, path: Path, settings: SessionSettings = DEFAULT_SETTINGS) -> RuntimeModel:
+        """Loads a model file under the settings that it asks for.
 
         Raises LoadError where the file is no model that this runtime and its device can run.
         """

@@ -14,10 +14,10 @@ import onnxruntime as ort
 
 from inferd_server.config import Device
 from inferd_server.errors import ConfigurationError
+from inferd_server.runtime.backend import CPU_PROVIDER
 
 _LOG = logging.getLogger(__name__)
 
-CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 _DRIVER = "libcuda.so.1"

@@ -14,12 +14,26 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from inferd_server.config import Device
 from inferd_server.errors import InvalidRequest, LoadError, RuntimeFailure
-from inferd_server.runtime.backend import RuntimeModel, Signature, TensorSpec
+from inferd_server.runtime.backend import (
+    DEFAULT_SETTINGS,
+    GraphLevel,
+    RuntimeModel,
+    SessionSettings,
+    Signature,
+    TensorSpec,
+)
 from inferd_server.runtime.devices import providers
 
 _ERROR_SEVERITY = 3
 _ONNX_BFLOAT16 = 16
 """TensorProto.DataType.BFLOAT16."""
+
+_GRAPH_LEVELS = {
+    GraphLevel.NONE: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    GraphLevel.BASIC: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    GraphLevel.EXTENDED: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    GraphLevel.ALL: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 
 
 class OnnxRuntimeBackend:
@@ -36,14 +50,9 @@ class OnnxRuntimeBackend:
         # Sessions report their failures by exceptions; warnings on stderr would say it twice.
         ort.set_default_logger_severity(_ERROR_SEVERITY)
 
-    def load(self, path: Path) -> RuntimeModel:
+    def load(self, path: Path, settings: SessionSettings = DEFAULT_SETTINGS) -> RuntimeModel:
         """Loads an ONNX file. Raises LoadError where it cannot be run on the device."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERROR_SEVERITY
-        # Threads that spin for work take the CPU from the threads that decode and answer.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = self._options(settings)
         try:
             # The runtime's own fallback would print and go on with the CPU.
             session = ort.InferenceSession(str(path), options, providers=self._providers, enable_fallback=0)
@@ -55,6 +64,23 @@ class OnnxRuntimeBackend:
         if provider != self._providers[0]:
             raise LoadError(f"{self._providers[0]} was asked for, and the runtime took {provider}")
         return OnnxRuntimeModel(session, provider)
+
+    def _options(self, settings: SessionSettings) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = settings.intra_op_threads or self._threads
+        options.inter_op_num_threads = settings.inter_op_threads
+        options.execution_mode = (
+            ort.ExecutionMode.ORT_PARALLEL if settings.parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+        )
+        options.enable_cpu_mem_arena = settings.memory_arena
+        options.enable_mem_pattern = settings.memory_pattern
+        options.graph_optimization_level = _GRAPH_LEVELS[settings.graph_level]
+        options.log_severity_level = _ERROR_SEVERITY
+        # Threads that spin for work take the CPU from the threads that decode and answer.
+        entries = {"session.intra_op.allow_spinning": "0", **settings.entries}
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        return options
 
 
 class OnnxRuntimeModel:

@@ -15,8 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from inferd_server.errors import DeadlineExceeded, Draining, QueueTimeout, RuntimeFailure, ServerError
+from inferd_server.observability.failures import reason_of
+from inferd_server.observability.statistics import Stages, Stamps, Tally, stages_of
 from inferd_server.runtime.backend import RuntimeModel
 from inferd_server.scheduling import batch
+from inferd_server.scheduling.counting import Counting
+from inferd_server.scheduling.observer import Observer
 from inferd_server.scheduling.request_queue import Death, Pick, RequestQueue
 from inferd_server.scheduling.scheduler import Closed
 from inferd_server.scheduling.work import Slice, Work
@@ -24,11 +28,13 @@ from inferd_server.scheduling.work import Slice, Work
 _LOG = logging.getLogger(__name__)
 
 
-class DynamicBatcher:
+class DynamicBatcher(Counting):
     """Owns the queue of one model version and the instances that empty it.
 
     `max_batch_size` is rows a run, 0 for a model without a batch axis. `instances` batches run at the same time.
-    `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs.
+    `max_queue_delay_ns` is how long a batch that is not full waits for more rows before it runs; one of
+    `preferred_rows` waits no longer either, 0 for none. `statistics`
+    counts every request from `enqueue` on; an `observer` is told of each.
     """
 
     def __init__(
@@ -40,15 +46,20 @@ class DynamicBatcher:
         instances: int,
         queue: RequestQueue,
         max_queue_delay_ns: int = 0,
+        preferred_rows: int = 0,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        observer: Observer | None = None,
     ) -> None:
+        super().__init__(instances, clock_ns, observer)
+        self._tallies = list(self.statistics.tallies)
+        """Those of the instances that idle."""
         self._model = model
         self._output_names = [spec.name for spec in model.signature.outputs]
         self._batched = max_batch_size > 0
         self._max_rows = max(1, max_batch_size)
+        self._enough_rows = preferred_rows or self._max_rows
         self._queue = queue
         self._delay_ns = max_queue_delay_ns if self._batched else 0
-        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._work_or_close = threading.Condition(self._lock)
         self._all_idle = threading.Condition(self._lock)
@@ -75,6 +86,11 @@ class DynamicBatcher:
                 self._work_or_close.notify()
 
     @property
+    def pending(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    @property
     def can_run_here(self) -> bool:
         """Whether `run_here` has something to gain: an instance idles, and batches wait for nothing."""
         return self._idle > 0 and not self._delay_ns
@@ -98,7 +114,7 @@ class DynamicBatcher:
             left = self._queue.take_all()
             idle = self._idle == self._instances
         for work in left:
-            batch.fail([(work, work.next_row, work.rows)], Draining())
+            self._give_up([(work, work.next_row, work.rows)], Draining())
         return idle
 
     def _run_instance(self) -> None:
@@ -122,7 +138,7 @@ class DynamicBatcher:
         """0 where the next batch is to run now."""
         if not self._delay_ns or self._closed:
             return 0.0
-        return max(0, self._queue.due_ns(self._max_rows, self._delay_ns) - self._clock_ns()) / 1e9
+        return max(0, self._queue.due_ns(self._enough_rows, self._delay_ns) - self._clock_ns()) / 1e9
 
     def _run_batches(self) -> None:
         """Holds an instance while batches are due."""
@@ -130,17 +146,19 @@ class DynamicBatcher:
             if not self._idle or not len(self._queue):
                 return
             self._idle -= 1
+            tally = self._tallies.pop()
             pick: Pick | None = self._pick()
         while pick is not None:
             for work, death in pick.dead:
-                _bury(work, death)
+                self._bury(work, death, pick.now_ns)
             if pick.slices:
-                self._execute(pick.slices, pick.rows)
+                self._execute(pick.slices, pick.rows, pick.now_ns, tally)
             with self._lock:
                 if len(self._queue) and not self._seconds_until_due():
                     pick = self._pick()
                 else:
                     pick = None
+                    self._tallies.append(tally)
                     self._idle += 1
                     if self._closed or len(self._queue):
                         self._work_or_close.notify_all()
@@ -152,31 +170,80 @@ class DynamicBatcher:
             self._work_or_close.notify()
         return pick
 
-    def _execute(self, slices: Sequence[Slice], rows: int) -> None:
+    def _execute(self, slices: Sequence[Slice], rows: int, picked_ns: int, tally: Tally) -> None:
         try:
-            outputs = self._model.run(batch.gather(slices, rows))
+            inputs = batch.gather(slices, rows)
+            began_ns = self._clock_ns()
+            outputs = self._model.run(inputs)
+            ended_ns = self._clock_ns()
             if self._batched:
                 batch.check_rows(self._output_names, outputs, rows)
         except Exception as error:  # noqa: BLE001 - an instance outlives any failure of a run
-            self._fail(slices, error)
+            self._fail(slices, error, tally)
             return
-        batch.scatter(slices, outputs)
+        with tally.lock:
+            failed = batch.scatter(slices, outputs)
+            done_ns = self._clock_ns()
+            stamps = (picked_ns, began_ns, ended_ns, done_ns)
+            arrived = [work.arrived_ns for work, _, _ in slices if work.assembly is None]
+            split: Sequence[tuple[Work, Stages]] = ()
+            if failed or len(arrived) != len(slices):
+                arrived, split = self._count_special(slices, failed, stamps, tally)
+            tally.count_batch(rows, arrived, stamps)
+        if self._observer is not None:
+            gone = {work for work, _ in failed}
+            whole = [work for work, _, _ in slices if work.assembly is None and work not in gone]
+            self._observer.answered([*((work, stages_of(work.arrived_ns, stamps)) for work in whole), *split])
+            for work, told in failed:
+                self._observer.failed(work, told, done_ns - work.arrived_ns)
 
-    def _fail(self, slices: Sequence[Slice], error: Exception) -> None:
+    def _count_special(
+        self, slices: Sequence[Slice], failed: Sequence[tuple[Work, ServerError]], stamps: Stamps, tally: Tally
+    ) -> tuple[list[int], list[tuple[Work, Stages]]]:
+        """Counts the failed requests of a batch, and those that are split and now have all of their answer.
+
+        Returns the arrivals of all others, and the split ones that it has counted.
+        """
+        for work, error in failed:
+            self.statistics.failures.count(reason_of(error), stamps[-1] - work.arrived_ns)
+        gone = {work for work, _ in failed}
+        arrived: list[int] = []
+        split: list[tuple[Work, Stages]] = []
+        for work, start, stop in slices:
+            if work.assembly is not None:
+                stages = work.assembly.spend(stop - start, stages_of(work.arrived_ns, stamps))
+                if stages is not None:
+                    tally.count_request(stages)
+                    split.append((work, stages))
+            elif work not in gone:
+                arrived.append(work.arrived_ns)
+        return arrived, split
+
+    def _fail(self, slices: Sequence[Slice], error: Exception, tally: Tally) -> None:
         if len(slices) > 1:
             # One caller's input must not fail the others': each gets a run of its own.
             for piece in slices:
-                self._execute([piece], piece[2] - piece[1])
+                self._execute([piece], piece[2] - piece[1], self._clock_ns(), tally)
             return
         if not isinstance(error, ServerError):
             _LOG.exception("a batch failed", exc_info=error)
             error = RuntimeFailure(f"the model failed to run: {error}")
-        batch.fail(slices, error)
+        self._give_up(slices, error)
 
+    def _give_up(self, slices: Sequence[Slice], error: ServerError) -> None:
+        """Fails the requests of a batch."""
+        for work, _, _ in slices:
+            if work.assembly is None or work.assembly.fail():
+                self._count_failure(work, error, self._clock_ns())
+                work.reply.fail(error)
 
-def _bury(work: Work, death: Death) -> None:
-    """Tells the caller of a dead request, where there is one who does not know."""
-    if death is Death.DEADLINE:
-        work.reply.fail(DeadlineExceeded())
-    elif death is Death.TIMEOUT:
-        work.reply.fail(QueueTimeout())
+    def _bury(self, work: Work, death: Death, now_ns: int) -> None:
+        """Counts a dead request, and tells its caller where there is one who does not know."""
+        if death is Death.DEADLINE or death is Death.TIMEOUT:
+            error = DeadlineExceeded() if death is Death.DEADLINE else QueueTimeout()
+            self._count_failure(work, error, now_ns)
+            work.reply.fail(error)
+        elif death is Death.CANCELLED and (work.assembly is None or work.assembly.fail()):
+            # A transport that keeps deadlines itself says of either that the caller has gone.
+            late = work.reply.deadline_ns is not None and work.reply.deadline_ns <= now_ns
+            self._count_failure(work, DeadlineExceeded() if late else None, now_ns)

@@ -15,10 +15,13 @@ from typing import TypeAlias
 import numpy as np
 from inferd_protocol.tensors import Tensor
 
-from inferd_server.errors import Draining, InvalidRequest, RuntimeFailure, ServerError
+from inferd_server.errors import DeadlineExceeded, Draining, InvalidRequest, RuntimeFailure, ServerError
+from inferd_server.observability.statistics import Stamps, stages_of
 from inferd_server.request import AnswerForm, Content, Reply
 from inferd_server.runtime.backend import TensorSpec
 from inferd_server.scheduling import batch
+from inferd_server.scheduling.counting import Counting
+from inferd_server.scheduling.observer import Observer
 from inferd_server.scheduling.scheduler import Closed, Scheduler
 from inferd_server.scheduling.work import Layout, Work
 
@@ -60,11 +63,20 @@ class BoundStep:
     outputs: tuple[tuple[int, int], ...]
     """Places among the model's outputs, each with the place of the tensor that it becomes."""
     answer: AnswerForm
+    timeout_ns: int = 0
+    """The longest wait in the queue that the model itself asks for; 0 for none."""
     layouts: dict[tuple[tuple[int, ...], ...], Layout] = field(default_factory=dict)
 
-    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> None:
+    def finish(self, reply: Reply, outputs: Sequence[Tensor]) -> ServerError | None:
         """Answers the step's request with what its run gave."""
-        reply.send(self.answer, outputs)
+        return reply.send(self.answer, outputs)
+
+    def expires_ns(self, now_ns: int, request_expires_ns: int | None) -> int | None:
+        """When a step that is enqueued now has waited too long: the request's own end, or the model's before it."""
+        if not self.timeout_ns:
+            return request_expires_ns
+        expires_ns = now_ns + self.timeout_ns
+        return expires_ns if request_expires_ns is None else min(expires_ns, request_expires_ns)
 
     def arrange(self, contents: Sequence[Content], shapes: Sequence[tuple[int, ...]]) -> tuple[Layout, int]:
         """The layout and the rows of a request with inputs of these shapes.
@@ -103,16 +115,22 @@ Bind: TypeAlias = Callable[[int], BoundStep]
 """A step, by its number from 0, with the version that serves now. Raises Unavailable where none does."""
 
 
-class Pipeline:
-    """The scheduler of an ensemble.
+class Pipeline(Counting):
+    """The scheduler of an ensemble. A request that it answers is counted as one run, from its arrival to the last step.
 
     `bind` is asked anew for each step of each request, so that a step follows what its model is replaced by.
     """
 
-    def __init__(self, graph: Graph, bind: Bind, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        bind: Bind,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        observer: Observer | None = None,
+    ) -> None:
+        super().__init__(1, clock_ns, observer)
         self.graph = graph
         self._bind = bind
-        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._none_left = threading.Condition(self._lock)
         self._closed = False
@@ -125,6 +143,11 @@ class Pipeline:
             tuple(number for number, node in enumerate(graph.nodes) if slot in node.inputs)
             for slot in range(len(graph.tensors))
         )
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait, for their steps."""
+        return len(self._runs)
 
     def enqueue(self, work: Work) -> None:
         """Takes a request over, and enqueues its first steps. Raises what a step is refused with, and Closed."""
@@ -183,8 +206,7 @@ class Pipeline:
             self._none_left.wait_for(lambda: not self._runs, timeout)
             left = list(self._runs)
         for run in left:
-            if run.end():
-                run.work.reply.fail(Draining())
+            run.fail(Draining())
         return True
 
     def launch(self, run: _Run, number: int) -> Scheduler:
@@ -199,8 +221,10 @@ class Pipeline:
                 layout, rows = bound.arrange(contents, [run.shapes[slot] for slot in bound.inputs])
                 nbytes = sum(map(_size, contents))
                 reply = _StepReply(run, bound)
-                expires_ns = run.work.expires_ns
-                step = Work(contents, rows, layout, reply, bound.finish, self._clock_ns(), expires_ns, nbytes)
+                now_ns = self._clock_ns()
+                expires_ns = bound.expires_ns(now_ns, run.work.expires_ns)
+                priority = run.work.priority
+                step = Work(contents, rows, layout, reply, bound.finish, now_ns, expires_ns, nbytes, priority)
                 try:
                     bound.scheduler.enqueue(step)
                 except Closed:
@@ -211,6 +235,33 @@ class Pipeline:
                 return bound.scheduler
         except ServerError as error:
             raise error.within(bound.name) from error
+
+    def answer(self, work: Work, outputs: Sequence[Tensor]) -> None:
+        """Answers a request with the ensemble's outputs, and counts it."""
+        (tally,) = self.statistics.tallies
+        with tally.lock:
+            ended_ns = self._clock_ns()
+            failed = batch.scatter([(work, 0, work.rows)], outputs)
+            done_ns = self._clock_ns()
+            arrived_ns = work.arrived_ns
+            stamps: Stamps = (arrived_ns, arrived_ns, ended_ns, done_ns)
+            tally.count_batch(work.rows, () if failed else (arrived_ns,), stamps)
+        for _, error in failed:
+            self._count_failure(work, error, done_ns)
+        if not failed and self._observer is not None:
+            self._observer.answered([(work, stages_of(arrived_ns, stamps))])
+
+    def fail(self, work: Work, error: ServerError) -> None:
+        """Fails a request, and counts it."""
+        self._count_failure(work, error, self._clock_ns())
+        work.reply.fail(error)
+
+    def lose(self, work: Work) -> None:
+        """Counts a request whose caller has gone."""
+        now_ns = self._clock_ns()
+        # A transport that keeps deadlines itself says of either that the caller has gone.
+        late = work.reply.deadline_ns is not None and work.reply.deadline_ns <= now_ns
+        self._count_failure(work, DeadlineExceeded() if late else None, now_ns)
 
     def ended(self, run: _Run) -> None:
         """Lets go of a request."""
@@ -261,13 +312,14 @@ class _Run:
             return True
         if not self.work.reply.cancelled():
             return False
-        self.end()
+        if self.end():
+            self._pipeline.lose(self.work)
         return True
 
     def fail(self, error: ServerError) -> None:
         """Ends it with an error, where it has not ended."""
         if self.end():
-            self.work.reply.fail(error)
+            self._pipeline.fail(self.work, error)
 
     def advance(self, bound: BoundStep, outputs: Sequence[Tensor]) -> None:
         """Takes what a step made, and enqueues what waited for it; answers the request with the last of it."""
@@ -308,25 +360,26 @@ class _Run:
     def _answer(self) -> None:
         if self.end():
             outputs = [self._outputs[slot] for slot in self._pipeline.graph.outputs]
-            batch.scatter([(self.work, 0, self.work.rows)], outputs)
+            self._pipeline.answer(self.work, outputs)
 
 
 class _StepReply:
     """The reply to one step's request: its answer is the run's next stage."""
 
-    __slots__ = ("_bound", "_run", "deadline_ns")
+    __slots__ = ("_bound", "_run", "deadline_ns", "request_id")
 
     def __init__(self, run: _Run, bound: BoundStep) -> None:
         self._run = run
         self._bound = bound
         self.deadline_ns = run.work.reply.deadline_ns
+        self.request_id = run.work.reply.request_id
 
     def cancelled(self) -> bool:
         """Whether the step is for nobody: its request has ended, or its caller has gone."""
         return self._run.is_for_nobody()
 
     def send(self, form: AnswerForm, outputs: Sequence[Tensor]) -> None:  # noqa: ARG002 - all answers have one form
-        """Passes the outputs on."""
+        """Passes the outputs on: what follows from them is the whole request's, and counted there."""
         self._run.advance(self._bound, outputs)
 
     def fail(self, error: ServerError) -> None:

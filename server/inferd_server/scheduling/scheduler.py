@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+from inferd_server.errors import ServerError
+from inferd_server.observability.statistics import Statistics
 from inferd_server.scheduling.work import Work
 
 
@@ -13,6 +16,19 @@ class Closed(Exception):
 
 class Scheduler(Protocol):
     """Takes requests over and completes them: a model's batcher, or the pipeline of an ensemble."""
+
+    statistics: Statistics
+    """Of every request from `enqueue` on."""
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait."""
+
+    def answer_without_run(self, work: Work, answer: Callable[[], ServerError | None]) -> None:
+        """Counts a request for which nothing has to run, once `answer` has answered it, or failed it as it says.
+
+        Raises what `answer` does; the request is then still the caller's.
+        """
 
     def enqueue(self, work: Work) -> None:
         """Takes a request over: from here on the scheduler completes it, once `start` or `run_here` is called.

@@ -10,12 +10,15 @@ from typing import TypeAlias
 import numpy as np
 from inferd_protocol.tensors import Tensor
 
-from inferd_server.errors import RuntimeFailure
+from inferd_server.errors import RuntimeFailure, ServerError
+from inferd_server.observability.statistics import Stages
 from inferd_server.request import Content, Reply
 
-Finish: TypeAlias = Callable[[Reply, Sequence[Tensor]], None]
+Finish: TypeAlias = Callable[[Reply, Sequence[Tensor]], ServerError | None]
 """Answers a request with the outputs of its rows, in the model's order. The arrays are never written again: who keeps
-one, keeps the outputs of the whole run."""
+one, keeps the outputs of the whole run.
+
+Returns the error where the request was told one instead."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +44,18 @@ class Layout:
         return cls(tuple(dtypes), shapes, batched, str(shapes))
 
     def array(self, index: int, content: Content, rows: int) -> Tensor:
-        """The content of input `index` as an array of `rows` rows: a view where the elements are aligned."""
+        """The content of input `index` as an array of `rows` rows: a view where the elements are aligned.
+
+        Raises InvalidRequest where it is in shared memory that has become too short.
+        """
         if isinstance(content, np.ndarray):
             return content
         row_shape = self.row_shapes[index]
         shape = (rows, *row_shape) if self.batched else row_shape
+        if not isinstance(content, memoryview):
+            array = np.empty(shape, self.dtypes[index])
+            content.read_into(array.data)
+            return array
         if not len(content):
             return np.empty(shape, self.dtypes[index])
         array = np.frombuffer(content, self.dtypes[index]).reshape(shape)
@@ -68,6 +78,7 @@ class Work:
         "layout",
         "nbytes",
         "next_row",
+        "priority",
         "reply",
         "rows",
         "sequence",
@@ -83,6 +94,7 @@ class Work:
         arrived_ns: int = 0,
         expires_ns: int | None = None,
         nbytes: int = 0,
+        priority: int = 0,
     ) -> None:
         self.contents = contents
         self.rows = rows
@@ -94,6 +106,8 @@ class Work:
         self.expires_ns = expires_ns
         self.nbytes = nbytes
         """What the request holds in memory while it waits, bytes."""
+        self.priority = priority
+        """1 runs before 2, and 0, none, after all others."""
         self.sequence = 0
         """The order of arrival, set by the queue."""
         self.next_row = 0
@@ -113,15 +127,20 @@ class Assembly:
         self.failed = False
         self._rows = rows
         self._missing = rows
+        self._uncounted = rows
+        self._spent_ns = [0, 0, 0]
         self._outputs: list[Tensor] = []
         self._lock = threading.Lock()
 
-    def add(self, piece: Slice, outputs: Sequence[Tensor]) -> None:
-        """Copies the outputs of `piece` to their place; answers the request with the last of them."""
+    def add(self, piece: Slice, outputs: Sequence[Tensor]) -> ServerError | None:
+        """Copies the outputs of `piece` to their place; answers the request with the last of them.
+
+        Returns the error where the request was told one instead.
+        """
         work, start, stop = piece
         with self._lock:
             if self.failed:
-                return
+                return None
             if not self._outputs:
                 self._outputs = [np.empty((self._rows, *array.shape[1:]), array.dtype) for array in outputs]
             fits = all(part.shape[1:] == whole.shape[1:] for whole, part in zip(self._outputs, outputs, strict=True))
@@ -134,8 +153,26 @@ class Assembly:
             error = RuntimeFailure("batches of a split request gave outputs of different shapes: send fewer rows")
             if self.fail():
                 work.reply.fail(error)
+                return error
         elif done:
-            work.finish(work.reply, self._outputs)
+            told = work.finish(work.reply, self._outputs)
+            if told is not None:
+                self.fail()
+            return told
+        return None
+
+    def spend(self, rows: int, stages: Stages) -> Stages | None:
+        """Adds up the stages of the pieces, of `rows` rows each. Returns the request's own with the last of them.
+
+        Its time in the queue is what no piece of it was gathered, run or answered in. None where it failed.
+        """
+        with self._lock:
+            self._uncounted -= rows
+            for index, ns in enumerate(stages[1:]):
+                self._spent_ns[index] += ns
+            if self.failed or self._uncounted:
+                return None
+            return Stages(max(0, sum(stages) - sum(self._spent_ns)), *self._spent_ns)
 
     def fail(self) -> bool:
         """Gives the request up. Whether it was not given up before, so that its caller is still to be told."""

@@ -44,6 +44,47 @@ def double(request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.M
     return response
 
 
+def config(request: pb.ModelConfigRequest, context: grpc.ServicerContext) -> pb.ModelConfigResponse:
+    """Version 3 is `stable`, and runs on the CPU."""
+    response = pb.ModelConfigResponse()
+    response.config.name = request.name
+    response.config.platform = "onnxruntime_onnx"
+    response.config.backend = "onnxruntime"
+    response.config.max_batch_size = 64
+    response.config.version_policy.specific.versions.extend([2, 3])
+    for key, value in {"label:stable": "3", "provider": "CPUExecutionProvider"}.items():
+        response.config.parameters[key].string_value = value
+    return response
+
+
+def index(*models: tuple[str, str, str, str]) -> pb.RepositoryIndexResponse:
+    response = pb.RepositoryIndexResponse()
+    for name, version, state, reason in models:
+        response.models.add(name=name, version=version, state=state, reason=reason)
+    return response
+
+
+def counters(name: str, version: str, *, requests: int, rows: int, executions: int = 1) -> pb.ModelStatistics:
+    """A version's statistics: every request waited 10 us and took 1 us in, 100 us in the model and 2 us out."""
+    message = pb.ModelStatistics(name=name, version=version, inference_count=rows, execution_count=executions)
+    times = message.inference_stats
+    for duration, microseconds in (
+        (times.success, 113),
+        (times.queue, 10),
+        (times.compute_input, 1),
+        (times.compute_infer, 100),
+        (times.compute_output, 2),
+    ):
+        duration.count, duration.ns = requests, requests * microseconds * 1000
+    times.fail.count = 1
+    message.batch_stats.add(batch_size=rows // executions).compute_infer.count = executions
+    return message
+
+
+def statistics(*models: pb.ModelStatistics) -> pb.ModelStatisticsResponse:
+    return pb.ModelStatisticsResponse(model_stats=models)
+
+
 def refuse(code: grpc.StatusCode, message: str = "no", reason: str | None = None) -> Handler:
     def handler(request: Message, context: grpc.ServicerContext) -> Message:
         if reason is not None:
@@ -92,6 +133,11 @@ class StubServer:
             ),
             "ModelMetadata": lambda request, context: metadata(name=request.name),
             "ModelInfer": double,
+            "ModelConfig": config,
+            "ModelStatistics": lambda request, context: statistics(counters("double", "3", requests=2, rows=8)),
+            "RepositoryIndex": lambda request, context: index(("double", "3", "READY", "")),
+            "RepositoryModelLoad": lambda request, context: pb.RepositoryModelLoadResponse(),
+            "RepositoryModelUnload": lambda request, context: pb.RepositoryModelUnloadResponse(),
         }
         self.requests: list[tuple[str, Any]] = []
         self.metadata: list[dict[str, str]] = []

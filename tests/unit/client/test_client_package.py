@@ -15,6 +15,7 @@ EXPORTED = [
     "NO_RETRY",
     "AsyncClient",
     "BadResponse",
+    "BatchStatistics",
     "Cancelled",
     "Classification",
     "Client",
@@ -22,12 +23,16 @@ EXPORTED = [
     "ControlOff",
     "DeadlineExceeded",
     "Draining",
+    "Duration",
     "InferResult",
     "InferdError",
     "InvalidInput",
     "MessageTooLarge",
+    "ModelConfig",
+    "ModelIndex",
     "ModelMetadata",
     "ModelNotFound",
+    "ModelStatistics",
     "NotReady",
     "Overloaded",
     "PermissionDenied",
@@ -84,18 +89,40 @@ def test_the_client_needs_three_packages_and_no_more() -> None:
     assert {name for name in loaded - expected if not name.startswith("_")} == set()
 
 
-@pytest.mark.parametrize("command", ["infer", "score"])
-def test_help_imports_nothing_but_the_commands(command: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("infer", "INFER"),
+        ("score", "SCORE"),
+        ("models", "MODELS"),
+        ("stats", "STATS"),
+        ("control", "LOAD"),
+        ("control", "UNLOAD"),
+        ("control", "LABEL"),
+    ],
+)
+def test_help_imports_nothing_but_the_commands(module: str, command: str) -> None:
     code = f"""
 import argparse, importlib
-module = importlib.import_module("inferd_client.commands.{command}")
-module.{command.upper()}.add_arguments(argparse.ArgumentParser())
+module = importlib.import_module("inferd_client.commands.{module}")
+module.{command}.add_arguments(argparse.ArgumentParser())
 """
     assert top_level_modules(code) == {"inferd_client", "inferd_protocol"}
 
 
 def test_grpc_is_imported_in_one_place() -> None:
-    for module in ("core", "requests", "results", "retry", "errors", "metadata", "splitting", "known"):
+    for module in (
+        "core",
+        "requests",
+        "results",
+        "retry",
+        "errors",
+        "metadata",
+        "splitting",
+        "known",
+        "repository",
+        "model_statistics",
+    ):
         assert "grpc" not in top_level_modules(f"import inferd_client.{module}"), module
     assert "grpc" in top_level_modules("import inferd_client.channel")
 

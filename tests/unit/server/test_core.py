@@ -141,7 +141,9 @@ def parameter(**value: object) -> pb.InferParameter:
         ),
         ({"parameters": {"timeout": parameter(int64_param=-1)}}, InvalidRequest, "0 or more, got -1"),
         ({"parameters": {"sequence_id": parameter(int64_param=1)}}, NotBuilt, "'sequence_id' asks for sequences"),
-        ({"parameters": {"priority": parameter(uint64_param=1)}}, NotBuilt, "'priority' asks for priorities"),
+        ({"parameters": {"priority": parameter(int64_param=-1)}}, InvalidRequest, "1, the highest, .* got -1"),
+        ({"parameters": {"priority": parameter(uint64_param=2**32)}}, InvalidRequest, "to 4294967295, .* 4294967296"),
+        ({"parameters": {"priority": parameter(bool_param=True)}}, InvalidRequest, "got bool_param"),
     ],
 )
 def test_a_request_that_contradicts_itself_is_refused(
@@ -166,13 +168,6 @@ def test_typed_contents_of_another_kind_are_refused(changes: dict[str, object], 
         decode_message(message(raw_input_contents=[], **changes))
 
 
-def test_shared_memory_is_not_built() -> None:
-    request = pb.ModelInferRequest.FromString(message())
-    request.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    with pytest.raises(NotBuilt, match="'x' is in shared memory"):
-        decode_message(request.SerializeToString())
-
-
 @pytest.mark.parametrize("junk", [b"\xff", b"\x0a\xff\xff", message()[:-1]])
 def test_bytes_that_are_no_message_are_named_so(junk: bytes) -> None:
     with pytest.raises(MalformedMessage):
@@ -182,6 +177,13 @@ def test_bytes_that_are_no_message_are_named_so(junk: bytes) -> None:
 def test_unknown_parameters_are_the_callers_own() -> None:
     assert decode_message(message(parameters={"mine": parameter(bool_param=True)})).form.timeout_us == 0
     assert decode_message(message(parameters={"timeout": parameter(int64_param=5)})).form.timeout_us == 5
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**32 - 1])
+def test_a_priority_is_an_integer_of_either_kind(value: int) -> None:
+    for made in (parameter(uint64_param=value), parameter(int64_param=value)):
+        assert decode_message(message(parameters={"priority": made})).form.priority == value
+    assert decode_message(message()).form.priority == 0
 
 
 @pytest.mark.parametrize("request_id", ["", "id", "é" * 100])

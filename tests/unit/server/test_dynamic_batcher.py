@@ -66,7 +66,9 @@ class Caller:
 class Bench:
     """A batcher, its model, and a clock that stands still."""
 
-    def __init__(self, model: GatedModel, instances: int = 1, max_size: int = 100, delay_ns: int = 0) -> None:
+    def __init__(
+        self, model: GatedModel, instances: int = 1, max_size: int = 100, delay_ns: int = 0, preferred_rows: int = 0
+    ) -> None:
         self.model = model
         self.now_ns = 0
         self.batcher = DynamicBatcher(
@@ -76,6 +78,7 @@ class Bench:
             instances=instances,
             queue=RequestQueue(max_size, 10**6),
             max_queue_delay_ns=delay_ns,
+            preferred_rows=preferred_rows,
             clock_ns=lambda: self.now_ns,
         )
 
@@ -258,6 +261,17 @@ def test_a_batch_waits_for_more_rows_where_the_model_asks_for_it(make: Callable[
     assert bench.model.runs == [4], "one batch, as soon as it is full"
 
 
+def test_a_batch_of_a_preferred_size_waits_no_longer(make: Callable[..., Bench]) -> None:
+    bench = make(delay_ns=10**15, preferred_rows=2)
+    bench.open()
+    one = bench.ask(1)
+    assert not one.future.done()
+    other = bench.ask(2)
+    assert [one.result(), other.result()] == [[2], [4]]
+    assert bench.model.runs == [2]
+    assert bench.ask(1, 2, 3).result() == [2, 4, 6], "larger ones are formed too"
+
+
 def test_a_batch_that_stays_small_runs_when_its_delay_is_over(make: Callable[..., Bench]) -> None:
     bench = make(delay_ns=1000)
     bench.open()
@@ -294,3 +308,79 @@ def test_closing_gives_up_on_what_does_not_begin_in_time(make: Callable[..., Ben
         waiting.result()
     bench.open()
     assert running.result() == [200]
+
+
+def failures(bench: Bench) -> dict[str, int]:
+    return {reason: each.times for reason, each in bench.batcher.statistics.snapshot().failures.items()}
+
+
+def test_statistics_count_requests_batches_and_their_time(make: Callable[..., Bench]) -> None:
+    bench = make()
+    first = bench.busy()
+    others = [bench.ask(1), bench.ask(2, 3)]
+    bench.now_ns = 50
+    bench.open()
+    assert [caller.result() for caller in [first, *others]] == [[200], [2], [4, 6]]
+    snapshot = bench.batcher.statistics.snapshot()
+    assert {rows: each.runs for rows, each in snapshot.batches.items()} == {1: 1, 3: 1}
+    assert snapshot.request.total == (3, 3 * 50)
+    assert snapshot.queue.total == (3, 2 * 50)
+    assert snapshot.compute_infer.total == (3, 50)
+    assert snapshot.failures == {}
+
+
+def test_a_split_request_counts_once_whichever_instances_ran_it(make: Callable[..., Bench]) -> None:
+    bench = make(instances=2)
+    bench.open()
+    for _ in range(20):
+        bench.ask(*range(11)).result()
+    # All idle: what the last answer's instance still had to count is counted.
+    assert bench.batcher.close(SECONDS)
+    snapshot = bench.batcher.statistics.snapshot()
+    assert (snapshot.rows, snapshot.executions) == (20 * 11, 20 * 3)
+    assert {each.total.times for each in (snapshot.request, snapshot.queue, snapshot.compute_output)} == {20}
+
+
+def test_failures_are_counted_by_reason_and_once(make: Callable[..., Bench]) -> None:
+    bench = make(GatedModel(_refuse_threes))
+    bench.busy()
+    late, waited, gone = bench.ask(1, deadline_ns=5), bench.ask(2, expires_ns=5), bench.ask(4)
+    gone_late, bad = bench.ask(5, deadline_ns=5), bench.ask(*range(11))
+    gone.gone = gone_late.gone = True
+    bench.now_ns = 5
+    bench.open()
+    for caller in (late, waited, bad):
+        with pytest.raises(ServerError):
+            caller.result()
+    assert bench.ask(1).result() == [2]
+    assert failures(bench) == {"cancelled": 1, "deadline": 2, "invalid": 1, "queue_timeout": 1}
+    assert bench.batcher.statistics.snapshot().request.total.times == 2
+
+
+def test_what_is_given_up_at_the_end_is_counted(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.busy()
+    left = bench.ask(1)
+    assert not bench.batcher.close(0)
+    with pytest.raises(Draining):
+        left.result()
+    assert failures(bench) == {"draining": 1}
+
+
+def test_an_answer_that_failed_is_no_success(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.busy()
+    caller = Caller()
+    error = InvalidRequest("no such answer")
+
+    def refuse(reply: Caller, outputs: Sequence[np.ndarray]) -> ServerError:
+        reply.fail(error)
+        return error
+
+    array = np.ones((1, 1), np.float32)
+    bench.batcher.enqueue(Work([array], 1, LAYOUT, caller, refuse))  # type: ignore[arg-type]
+    other = bench.ask(2)
+    bench.open()
+    assert other.result() == [4]
+    assert failures(bench) == {"invalid": 1}
+    assert bench.batcher.statistics.snapshot().request.total.times == 2

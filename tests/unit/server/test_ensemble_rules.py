@@ -9,10 +9,10 @@ from google.protobuf import text_format
 from inferd_protocol import model_config_pb2
 from inferd_protocol.datatypes import BY_NAME
 from inferd_server.errors import LoadError
+from inferd_server.repository.config.declared import DeclaredConfig, DeclaredStep, DeclaredTensor
+from inferd_server.repository.config.steps import read_steps
 from inferd_server.repository.dependencies import cycle_through, load_order, unused_without
 from inferd_server.repository.ensemble import check, declared_signature
-from inferd_server.repository.ensemble_config import Step, read_steps
-from inferd_server.repository.model_config import DeclaredConfig, DeclaredTensor
 from inferd_server.runtime.backend import Dim, Signature, TensorSpec
 
 FP32 = BY_NAME["FP32"]
@@ -20,7 +20,7 @@ STEP = 'step { model_name: "m" model_version: -1 input_map { key: "x" value: "a"
 IO = "input { name: 'a' data_type: TYPE_FP32 dims: 4 } output { name: 'b' data_type: TYPE_FP32 dims: 4 }"
 
 
-def steps_of(text: str) -> tuple[Step, ...]:
+def steps_of(text: str) -> tuple[DeclaredStep, ...]:
     return read_steps("config.pbtxt", text_format.Parse(text, model_config_pb2.ModelConfig()))
 
 
@@ -31,7 +31,7 @@ def scheduled(steps: str, head: str = "") -> str:
 def test_steps_are_read_in_order() -> None:
     second = STEP.replace("-1", "3").replace('"m"', '"n"')
     first, other = steps_of(scheduled(STEP + second, "platform: 'ensemble'"))
-    assert first == Step(1, "m", None, {"x": "a"}, {"y": "b"})
+    assert first == DeclaredStep(1, "m", None, {"x": "a"}, {"y": "b"})
     assert (first.version_text, other.version_text, str(other)) == ("", "3", "step 2 (model 'n')")
     assert steps_of("platform: 'onnxruntime_onnx'") == ()
     assert steps_of(scheduled(STEP.replace("model_version: -1", "")))[0].version is None
@@ -45,7 +45,6 @@ def test_steps_are_read_in_order() -> None:
         (scheduled(STEP, "backend: 'python'"), "says backend: 'python', expected none"),
         (scheduled(STEP).replace("output {", "input {"), "is expected to declare its input and its output"),
         (scheduled(""), "without a step"),
-        (scheduled("max_inflight_requests: 3"), "sets ensemble_scheduling.max_inflight_requests, which this server"),
         (scheduled(STEP + "step { }"), "step 2 has no model_name"),
         (
             scheduled(STEP.replace("-1", "-2")),
@@ -55,9 +54,18 @@ def test_steps_are_read_in_order() -> None:
         (scheduled(STEP.replace("output_map", "input_map")), r"step 1 \(model 'm'\) has no output_map"),
         (scheduled(STEP.replace('value: "b"', "value: ''")), "has an output_map with an empty key or value"),
         (
-            scheduled(STEP.replace("model_version: -1", "model_namespace: 'x'")),
-            r"step 1 \(model 'm'\) sets model_namespace, which this server does not have",
+            scheduled(STEP, "response_cache { }"),
+            "sets response_cache, which is for the models that it runs",
         ),
+        (
+            scheduled(STEP, "instance_group { } parameters { key: 'provider' value { string_value: 'x' } }"),
+            "sets instance_group, parameters 'provider', which is for",
+        ),
+        (
+            scheduled(STEP, "output { name: 'c' data_type: TYPE_FP32 reshape { } }"),
+            "sets reshape of output 'c', and an ensemble passes tensors on as they are",
+        ),
+        (scheduled(STEP, "input { name: 'c' }"), "declares input 'c' of an ensemble without its data_type"),
     ],
 )
 def test_a_config_that_makes_no_pipeline_is_refused(text: str, message: str) -> None:
@@ -75,8 +83,8 @@ JOIN = Signature(specs(p=ROW, q=ROW), specs(r=ROW, s=("batch", "n")), {})
 OWN = Signature(specs(a=(None, 4)), specs(b=(None, 4)), {})
 
 
-def step(number: int, taken: Mapping[str, str], made: Mapping[str, str], model: str = "m") -> Step:
-    return Step(number, model, None, taken, made)
+def step(number: int, taken: Mapping[str, str], made: Mapping[str, str], model: str = "m") -> DeclaredStep:
+    return DeclaredStep(number, model, None, taken, made)
 
 
 def test_tensors_find_their_ways() -> None:
@@ -195,7 +203,7 @@ ONE = step(1, {"x": "a"}, {"y": "b"})
     ],
 )
 def test_what_does_not_fit_together_is_refused(
-    own: Signature, steps: Sequence[Step], models: Sequence[Signature], message: str
+    own: Signature, steps: Sequence[DeclaredStep], models: Sequence[Signature], message: str
 ) -> None:
     with pytest.raises(LoadError, match=message):
         check(own, steps, models)
@@ -209,18 +217,17 @@ def test_sizes_that_are_not_fixed_agree_with_any() -> None:
 
 def test_the_signature_is_as_declared() -> None:
     declared = DeclaredConfig(
-        8, inputs=(DeclaredTensor("a", "TYPE_FP32", (-1, 4)),), outputs=(DeclaredTensor("b", "TYPE_STRING", ()),)
+        max_batch_size=8,
+        inputs=(DeclaredTensor("a", "TYPE_FP32", (-1, 4)),),
+        outputs=(DeclaredTensor("b", "TYPE_STRING", ()),),
     )
     own = declared_signature(declared)
     assert [(spec.datatype.name, spec.sizes) for spec in (*own.inputs, *own.outputs)] == [
         ("FP32", [-1, -1, 4]),
         ("BYTES", [-1]),
     ]
-    assert declared_signature(DeclaredConfig(0, inputs=declared.inputs)).inputs[0].sizes == [-1, 4]
-    with pytest.raises(LoadError, match="declares an input twice: \\['a', 'a'\\]"):
-        declared_signature(DeclaredConfig(8, inputs=declared.inputs * 2))
-    with pytest.raises(LoadError, match="input 'c' as TYPE_INVALID, which is no datatype"):
-        declared_signature(DeclaredConfig(8, inputs=(DeclaredTensor("c", "TYPE_INVALID", ()),)))
+    unbatched = DeclaredConfig(max_batch_size=0, inputs=declared.inputs)
+    assert declared_signature(unbatched).inputs[0].sizes == [-1, 4]
 
 
 def graph_of(edges: Mapping[str, str]) -> Callable[[str], Sequence[str]]:

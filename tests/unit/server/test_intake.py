@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inferd_protocol.reasons import REASON_KEY
+from inferd_server.errors import ServerError
 from inferd_server.frontend.infer import Call
 from inferd_server.frontend.native_front import _Intake
 from pygrpc_native import EVENT_CALL, EVENT_CANCEL
@@ -58,6 +59,9 @@ class Endpoint:
         self.calls[message] = call
         self.now_ns = now_ns
         return self.batcher
+
+    def refuse(self, error: ServerError, message: bytes, call: Call, now_ns: int) -> None:
+        call.fail(error)
 
 
 def call(call_id: int, message: bytes = b"m", remaining: float | None = None) -> tuple[Any, ...]:

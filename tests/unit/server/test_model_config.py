@@ -62,6 +62,14 @@ def test_a_file_is_honoured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "cached"),
+    [("response_cache { enable: true }", True), ("response_cache { enable: false }", False), ("", False)],
+)
+def test_a_file_may_ask_for_the_response_cache(tmp_path: Path, text: str, cached: bool) -> None:
+    assert declared(tmp_path, text).response_cache is cached
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("max_batch_size: oops", "cannot be read"),
@@ -69,8 +77,12 @@ def test_a_file_is_honoured(tmp_path: Path) -> None:
         ('platform: "tensorflow_savedmodel"', "this server runs 'onnxruntime_onnx'"),
         ('backend: "python"', "this server runs 'onnxruntime'"),
         ("max_batch_size: -1", "expected 0 or more"),
-        ("dynamic_batching { }", "sets dynamic_batching, which this server does not have"),
-        ('input [{ name: "x0" data_type: TYPE_FP32 dims: [3] reshape { shape: [] } }]', "'x0' sets reshape"),
+        (
+            "sequence_batching { }",
+            "sets sequence_batching, and requests of a sequence are not kept",
+        ),
+        ('runtime: "a" model_metrics { }', "sets runtime, .*: take it out, and model_metrics too$"),
+        ('input [{ name: "x0" optional: true }]', "sets input.optional of 'x0', and every input"),
         ("version_policy: { specific { } }", "expects versions from 1"),
     ],
 )

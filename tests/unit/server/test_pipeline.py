@@ -20,6 +20,7 @@ from inferd_server.errors import (
     RuntimeFailure,
     ServerError,
 )
+from inferd_server.observability.statistics import Stages
 from inferd_server.request import AnswerForm
 from inferd_server.runtime.backend import Signature, TensorSpec
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
@@ -64,6 +65,8 @@ class Model:
 
 
 class Caller:
+    request_id = "r"
+
     def __init__(self, deadline_ns: int | None = None) -> None:
         self.deadline_ns = deadline_ns
         self.gone = False
@@ -97,6 +100,19 @@ def finish(reply: object, outputs: Sequence[np.ndarray]) -> None:
     reply.future.set_result(outputs[0][:, 0].tolist())
 
 
+class Observed:
+    """What a pipeline's observer was told, in order."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, int, str | None]] = []
+
+    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
+        self.ended += [(work.reply.request_id, work.rows, None) for work, _ in requests]
+
+    def failed(self, work: Work, error: ServerError | None, ns: int) -> None:
+        self.ended.append((work.reply.request_id, work.rows, type(error).__name__))
+
+
 class Bench:
     """x -> first: x + 1 -> left: doubled, right: squared -> join: the sum of both."""
 
@@ -120,7 +136,8 @@ class Bench:
         self.bound: dict[int, BoundStep] = {}
         for number, (name, taken, made) in enumerate(nodes):
             self.bind(number, name, taken, made)
-        self.pipeline = Pipeline(self.graph, self.find, lambda: self.now_ns)
+        self.observed = Observed()
+        self.pipeline = Pipeline(self.graph, self.find, lambda: self.now_ns, self.observed)
 
     def batcher(self, name: str, max_size: int = 100) -> DynamicBatcher:
         queue = RequestQueue(max_size, 10**6)
@@ -192,6 +209,62 @@ def test_the_thread_that_brings_a_request_can_run_its_first_step(make: Callable[
     assert bench.models["first"].runs == [1]
     assert caller.result() == expected(3)
     assert not bench.pipeline.can_run_here, "nothing is left to be started"
+
+
+def test_requests_are_counted_once_each_and_told_of(make: Callable[..., Bench]) -> None:
+    bench = make(functions={"left": lambda x: x * 2 if x[0, 0] < 50 else x[:, :0]})
+    assert bench.ask(1, 2).result() == expected(1, 2)
+    assert isinstance(bench.ask(60).error(), InvalidRequest)
+    bench.now_ns = 5_000
+    assert bench.ask(3).result() == expected(3)
+    counted = bench.pipeline.statistics.snapshot()
+    assert (counted.rows, counted.executions, counted.request.total) == (3, 2, (2, 5_000))
+    assert counted.failures == {"invalid": (1, 0)}
+    assert bench.pipeline.pending == 0
+    until(lambda: len(bench.observed.ended) == 3)
+    assert bench.observed.ended == [("r", 2, None), ("r", 1, "InvalidRequest"), ("r", 1, None)]
+    assert bench.batchers["left"].statistics.snapshot().rows == 4
+
+
+def test_a_caller_that_has_gone_is_counted(make: Callable[..., Bench]) -> None:
+    bench = make("first")
+    running = bench.ask(1)
+    bench.models["first"].wait()
+    gone, late = bench.ask(2), bench.ask(3, caller=Caller(deadline_ns=10))
+    assert bench.pipeline.pending == 3
+    bench.now_ns, gone.gone, late.gone = 11, True, True
+    bench.open("first")
+    assert running.result() == expected(1)
+    until(lambda: bench.pipeline.pending == 0 and len(bench.observed.ended) == 3)
+    assert bench.pipeline.statistics.snapshot().failures == {"cancelled": (1, 11), "deadline": (1, 11)}
+
+
+def test_steps_take_the_priority_of_their_request(make: Callable[..., Bench]) -> None:
+    bench = make("left")
+    bench.ask(0)
+    bench.models["left"].wait()
+    order: list[float] = []
+
+    def note(reply: object, outputs: Sequence[np.ndarray]) -> None:
+        order.append(float(outputs[0][0, 0]))
+        finish(reply, outputs)
+
+    callers = []
+    for value, priority in ((1, 0), (2, 3), (3, 1)):
+        callers.append(Caller())
+        contents = [np.full((8, 1), value, np.float32)]
+        bench.pipeline.enqueue(Work(contents, 8, LAYOUT, callers[-1], note, priority=priority))
+        bench.pipeline.start()
+    until(lambda: len(bench.batchers["left"]._queue) == 3 and sum(bench.models["right"].runs) == 25)
+    bench.open("left")
+    for caller in callers:
+        caller.result()
+    assert order == [*expected(3), *expected(2), *expected(1)]
+
+
+def test_a_step_waits_no_longer_than_its_model_allows() -> None:
+    bound = BoundStep("s", None, True, (), (), (), AnswerForm("m", "1", ()), timeout_ns=10)  # type: ignore[arg-type]
+    assert [bound.expires_ns(5, given) for given in (None, 7, 30)] == [15, 7, 15]
 
 
 def test_steps_that_do_not_need_each_other_run_at_once(make: Callable[..., Bench]) -> None:

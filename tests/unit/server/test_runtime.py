@@ -16,7 +16,7 @@ from inferd_server.repository import model_config
 from inferd_server.repository.servable import read_labels
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime import devices
-from inferd_server.runtime.backend import RuntimeModel
+from inferd_server.runtime.backend import RuntimeModel, Signature, TensorSpec
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
 from onnx import TensorProto
@@ -31,7 +31,7 @@ def test_the_signature_is_the_files(tmp_path: Path) -> None:
     loaded = load(tmp_path, models.classifier())
     (image,) = loaded.signature.inputs
     assert (image.name, image.datatype, image.shape) == ("image", BY_NAME["UINT8"], ("batch", 4, 4, 1))
-    assert read_labels(loaded.signature) == {"probabilities": models.CLASSES}
+    assert read_labels(loaded.signature, model_config.DeclaredConfig()) == {"probabilities": models.CLASSES}
     assert loaded.provider == "CPUExecutionProvider"
 
 
@@ -160,7 +160,7 @@ def test_only_models_with_independent_rows_are_batched(
 
 def test_warm_up_runs_every_power_of_two_and_the_limit() -> None:
     class Counting:
-        signature = model_config.Signature((model_config.TensorSpec("x", BY_NAME["FP32"], ("batch", 2)),), (), {})
+        signature = Signature((TensorSpec("x", BY_NAME["FP32"], ("batch", 2)),), (), {})
         rows: list[int] = []  # noqa: RUF012 - one test, one instance
 
         def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -184,7 +184,7 @@ def test_warm_up_runs_every_power_of_two_and_the_limit() -> None:
 def test_labels_that_do_not_fit_fail_the_load(tmp_path: Path, text: str, message: str) -> None:
     loaded = load(tmp_path, models.classifier({"inferd.labels": text}))
     with pytest.raises(LoadError, match=message):
-        read_labels(loaded.signature)
+        read_labels(loaded.signature, model_config.DeclaredConfig())
 
 
 @pytest.mark.parametrize(

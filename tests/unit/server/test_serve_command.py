@@ -18,6 +18,8 @@ from inferd_server.observability import log
 from onnx import TensorProto
 from support import models
 
+NO_METRICS = ("--metrics-port", "off")
+
 
 def status_and_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     status = main(["serve", *arguments])
@@ -50,9 +52,36 @@ def test_a_taken_port_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Ca
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        status, line = status_and_line(capsys, "--model-repository", str(tmp_path), "--grpc-port", str(port))
+        status, line = status_and_line(
+            capsys, "--model-repository", str(tmp_path), "--grpc-port", str(port), *NO_METRICS
+        )
     assert status == 2
     assert f"cannot listen on 127.0.0.1:{port}" in line
+
+
+def test_a_taken_port_of_the_metrics_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.write(tmp_path, "m", models.identity(TensorProto.FLOAT))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = ["--grpc-port", "0", "--metrics-port", str(port)]
+        status, line = status_and_line(capsys, "--model-repository", str(tmp_path), *flags)
+    assert status == 2
+    assert f"cannot serve metrics on 127.0.0.1:{port}" in line
+    assert "--metrics-port names another, 0 takes a free one, off serves no metrics" in line
+
+
+def test_an_access_log_that_cannot_be_written_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.write(tmp_path, "m", models.identity(TensorProto.FLOAT))
+    path = tmp_path / "nothing" / "log"
+    status, line = status_and_line(capsys, "--model-repository", str(tmp_path), "--access-log", str(path))
+    assert status == 2
+    assert f"--access-log {path} cannot be written" in line
 
 
 def test_a_required_model_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +95,11 @@ def test_a_required_model_that_is_not_there_is_named(tmp_path: Path, capsys: pyt
     ("arguments", "text"),
     [
         (["--max-batch-size", "0"], "--max-batch-size expects at least 1, got 0"),
+        (["--response-cache-bytes", "-1"], "--response-cache-bytes expects at least 0, got -1"),
         (["--grpc-port", "70000"], "--grpc-port expects at most 65535"),
+        (["--metrics-port", "-1"], "--metrics-port expects at least 0, got -1"),
+        (["--metrics-port", "70000"], "--metrics-port expects at most 65535"),
+        (["--metrics-port", "8001"], "--metrics-port and --grpc-port are both 8001: expected two ports"),
         (["--grpc-use-ssl"], "needs --grpc-server-cert and --grpc-server-key"),
         (["--grpc-server-cert", "x.pem"], "TLS is off: add --grpc-use-ssl"),
         (["--grpc-use-ssl", "--grpc-server-cert", "no.pem", "--grpc-server-key", "no.key"], "no.pem is not a file"),

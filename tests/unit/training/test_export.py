@@ -11,11 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from inferd_protocol import artefact
+from inferd_protocol import artefact, golden
 from inferd_training.errors import DataError, ExportError, ModelError, VerificationError
+from inferd_training.export.parity import Tolerance
 from inferd_training.export.pipeline import Job, export, verify
 from inferd_training.export.samples import RawInput, Samples, load_samples
 from inferd_training.families.family import Scaling
+from inferd_training.files import sha256
 from keras import layers
 
 Save = Callable[[keras.Model], Path]
@@ -239,3 +241,36 @@ def test_samples_of_the_user_are_compared(save: Save, tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", features=np.ones((3, 6), np.float32))
     job = Job(save(keras_models.dense()), samples=lambda inputs: load_samples(tmp_path / "samples.npz", inputs))
     assert export(job, tmp_path / "out")["parity"]["samples"] == "3 rows given by the user"
+
+
+def test_golden_samples_are_real_rows_and_the_answers_of_the_file(save: Save, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
+    model = keras_models.dense()
+    job = Job(save(model), samples=lambda _inputs: Samples({"features": rows}, "mine"), tolerance=Tolerance(0.02, 0.0))
+    report = export(job, tmp_path / "out")
+    file = tmp_path / "out" / artefact.GOLDEN_FILE
+    samples = golden.read(file)
+    chosen = samples.inputs["features"]
+    assert chosen.shape == (golden.MOST_ROWS, 6)
+    assert {row.tobytes() for row in chosen} <= {row.tobytes() for row in rows}
+    output = model.output_names[0]
+    session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"features": chosen})[0], samples.outputs[output], atol=1e-6)
+    # What the user allows is allowed here too.
+    assert samples.tolerances[output] == golden.Tolerance(0.02, 0.01)
+    assert report["golden"]["rows"] == golden.MOST_ROWS
+    assert report["golden"]["sha256"] == sha256(file)
+    assert verify(tmp_path / "out")["golden"] == {"rows": golden.MOST_ROWS}
+
+
+def test_rows_too_large_to_travel_are_left_out(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(keras_models.dense())
+    # A row is six floats and its answer three.
+    monkeypatch.setattr("inferd_training.export.golden._MOST_BYTES", 5 * 36)
+    assert export(Job(path), tmp_path / "out")["golden"]["rows"] == 5
+    monkeypatch.setattr("inferd_training.export.golden._MOST_BYTES", 35)
+    said: list[str] = []
+    assert "golden" not in export(Job(path), tmp_path / "out", said.append)
+    assert any("too large" in line for line in said)
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["model.onnx", "report.json"]
+    assert "golden" not in verify(tmp_path / "out")

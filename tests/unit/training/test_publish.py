@@ -114,6 +114,39 @@ def test_a_model_changed_after_its_report_is_refused(export: Path, repository: P
     assert listing(repository) == []
 
 
+@pytest.fixture
+def with_golden(export: Path) -> Path:
+    (export / "golden.npz").write_bytes(b"samples")
+    report = json.loads((export / "report.json").read_text())
+    report["golden"] = {"sha256": sha256(export / "golden.npz")}
+    (export / "report.json").write_text(json.dumps(report))
+    return export
+
+
+def test_golden_samples_are_published_with_their_model(with_golden: Path, repository: Path) -> None:
+    published = publish(with_golden, repository, "digits")
+    assert sorted(path.name for path in published.iterdir()) == ["golden.npz", "model.onnx", "report.json"]
+    assert (published / "golden.npz").read_bytes() == b"samples"
+
+
+def test_golden_samples_that_the_report_does_not_vouch_for_are_refused(with_golden: Path, repository: Path) -> None:
+    (with_golden / "golden.npz").write_bytes(b"others")
+    with pytest.raises(PublishError, match=r"golden\.npz is not the file that was verified"):
+        publish(with_golden, repository, "digits")
+    (with_golden / "golden.npz").unlink()
+    with pytest.raises(PublishError, match=r"golden\.npz is missing, which the report names"):
+        publish(with_golden, repository, "digits")
+    report = {"verified": True, "model": {"sha256": sha256(with_golden / "model.onnx")}}
+    (with_golden / "report.json").write_text(json.dumps(report))
+    (with_golden / "golden.npz").write_bytes(b"whose?")
+    with pytest.raises(PublishError, match=r"golden\.npz is not named by the report"):
+        publish(with_golden, repository, "digits")
+    (with_golden / "report.json").write_text(json.dumps({**report, "golden": []}))
+    with pytest.raises(PublishError, match="is not a report of an export"):
+        publish(with_golden, repository, "digits")
+    assert listing(repository) == []
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 def test_an_interrupted_publish_leaves_nothing(

@@ -115,14 +115,16 @@ def test_the_whole_way(inferd: Inferd, data_folder: Path, tmp_path: Path) -> Non
     assert str(tmp_path) not in (exported / "report.json").read_text()
 
     lines = inferd("verify", exported, "--keras", run)
-    assert lines[-1] == "verified: as its report says, compared with Keras"
+    assert lines[-1] == "verified: as its report says, golden answers of 16 rows as recorded, compared with Keras"
     lines = inferd("verify", exported / "model.onnx")
-    assert lines[-1] == "verified: as its report says, not compared with Keras: give --keras for that"
+    assert lines[-1].startswith(
+        "verified: as its report says, golden answers of 16 rows as recorded, not compared with"
+    )
 
     for version in (1, 2):
         published = repository / "digits" / str(version)
         assert inferd("publish", exported, "--repository", repository, "--name", "digits") == [f"published {published}"]
-        assert sorted(path.name for path in published.iterdir()) == ["model.onnx", "report.json"]
+        assert sorted(path.name for path in published.iterdir()) == ["golden.npz", "model.onnx", "report.json"]
 
 
 def test_any_keras_file(inferd: Inferd, refused: Callable[..., str], tmp_path: Path) -> None:

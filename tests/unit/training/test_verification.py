@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from inferd_protocol import golden
 from inferd_training.errors import VerificationError
+from inferd_training.export.golden import check_golden
 from inferd_training.export.layers import layer_of
 from inferd_training.export.parity import ParityError, Tolerance, check_parity
 from inferd_training.export.runtime import Runtime, limits
@@ -210,3 +212,42 @@ def test_an_output_without_the_batch_axis_fails(tmp_path: Path) -> None:
 )
 def test_nodes_are_traced_to_layers(node: str, layer: str | None) -> None:
     assert layer_of(node, {"dense", "dense_1", "block", "conv"}) == layer
+
+
+def samples(tmp_path: Path, **changes: dict[str, np.ndarray]) -> Path:
+    """What the model above answers to the first rows, with changes."""
+    x = ROWS.inputs["x"][:4]
+    arrays = {"inputs": {"x": x}, "outputs": {"y": x * np.float32(2)}} | changes
+    tolerances = dict.fromkeys(arrays["outputs"], golden.Tolerance(1e-3, 0.0))
+    golden.write(tmp_path / "golden.npz", golden.Golden(**arrays, tolerances=tolerances))
+    return tmp_path / "golden.npz"
+
+
+def test_golden_answers_are_reproduced_or_refused(tmp_path: Path) -> None:
+    runtime = Runtime(write(tmp_path, model()))
+    assert check_golden(samples(tmp_path), runtime) == 4
+    with pytest.raises(VerificationError, match=r"'y' at batch 1 differs by up to 0\.\d+ from the answers in"):
+        check_golden(samples(tmp_path), Runtime(write(tmp_path, model(weight=2.01))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": {"z": np.ones((4, 3), np.float32)}}, "has the inputs z, where the model has x"),
+        ({"outputs": {"z": np.ones((4, 3), np.float32)}}, "has the outputs z, where the model has y"),
+        ({"outputs": {"y": np.ones((3, 3), np.float32)}}, r"has arrays of \[3, 4\] rows"),
+        ({"outputs": {"y": np.ones((4, 2), np.float32)}}, r"is float32 \[4, 3\], where .* expects float32 \[4, 2\]"),
+        ({"inputs": {"x": np.ones((4, 3), np.int8)}}, "fails in a batch of 1"),
+    ],
+)
+def test_golden_samples_that_do_not_fit_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
+    runtime = Runtime(write(tmp_path, model()))
+    with pytest.raises(VerificationError, match=message):
+        check_golden(samples(tmp_path, **changes), runtime)
+
+
+def test_torn_golden_samples_are_refused(tmp_path: Path) -> None:
+    file = samples(tmp_path)
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(VerificationError, match="holds no golden samples"):
+        check_golden(file, Runtime(write(tmp_path, model())))

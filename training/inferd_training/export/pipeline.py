@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from inferd_protocol.artefact import MODEL_FILE, REPORT_FILE
+from inferd_protocol.artefact import GOLDEN_FILE, MODEL_FILE, REPORT_FILE
 from numpy.typing import NDArray
 
 from inferd_training import models
 from inferd_training.errors import ExportError, VerificationError
 from inferd_training.evaluate import evaluate
 from inferd_training.export.convert import OPSET, convert
+from inferd_training.export.golden import check_golden, write_golden
 from inferd_training.export.locate import first_faulty_layer
 from inferd_training.export.metadata import annotate, preprocessing_of, versions
 from inferd_training.export.parity import BATCHES, Parity, ParityError, Tolerance, check_parity
@@ -50,12 +51,12 @@ class Job:
 
 
 def export(job: Job, output: Path, tell: Callable[[str], None] = lambda _line: None) -> dict[str, Any]:
-    """Exports to the folder `output` (`model.onnx`, `report.json`) and returns the report.
+    """Exports to the folder `output` (`model.onnx`, `golden.npz`, `report.json`) and returns the report.
 
     An earlier export there is replaced, but only by one that passed. Raises ModelError, ExportError, DataError or
     VerificationError, and then leaves `output` as it was.
     """
-    if output.exists() and not (output.is_dir() and holds_only(output, {MODEL_FILE, REPORT_FILE})):
+    if output.exists() and not (output.is_dir() and holds_only(output, {MODEL_FILE, GOLDEN_FILE, REPORT_FILE})):
         raise ExportError(f"{output} holds other files than an earlier export's: give an empty or new folder")
     with hidden_folder(output.parent) as scratch:
         new = scratch / "export"
@@ -85,11 +86,14 @@ def _export_into(job: Job, folder: Path, tell: Callable[[str], None]) -> dict[st
     structure, runtime = check_structure(path, models.layer_names(model))
     tell("comparing ONNX Runtime with Keras")
     parity = compare(model, runtime, reference, samples, job.preprocessing, job.tolerance)
+    golden = write_golden(folder / GOLDEN_FILE, samples, parity, runtime)
+    if not golden:
+        tell(f"no {GOLDEN_FILE}: one row of the samples is too large for it")
     if metrics:
         (output,) = job.labels
         onnx_accuracy = evaluate(parity.onnx[output], _truth(samples), tuple(job.labels[output])).accuracy
         metrics = {**metrics, "onnx_accuracy": onnx_accuracy}
-    return _report(path, job, samples, structure, parity, metrics)
+    return {**_report(path, job, samples, structure, parity, metrics), **golden}
 
 
 class Reference:
@@ -146,7 +150,8 @@ def verify(
 ) -> dict[str, Any]:
     """Verifies an ONNX file, or a folder with one, again. Returns what was found, as the report has it.
 
-    With a report beside the file, the file must be the one reported on. With the Keras model, the parity is tested too.
+    With a report beside the file, the file must be the one reported on, and so must golden samples be; where there are
+    any, it must still answer them so. With the Keras model, the parity is tested too.
     Raises VerificationError at the first breach, and ModelError or DataError as `export` does.
     """
     file = path / MODEL_FILE if path.is_dir() else path
@@ -158,6 +163,9 @@ def verify(
     model = models.load(keras_model) if keras_model else None
     structure, runtime = check_structure(file, models.layer_names(model) if model else ())
     found = {"model": _model_part(file, structure), "reported": report.is_file()}
+    golden = file.parent / GOLDEN_FILE
+    if golden.is_file():
+        found["golden"] = {"rows": check_golden(golden, runtime)}
     if model is not None:
         preprocessing = preprocessing_of(read(file))
         chosen = samples(raw_inputs(model, preprocessing))

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from inferd_protocol import model_config_pb2
+from inferd_protocol import model_config_pb2 as pb
 
 from inferd_server.errors import LoadError
+from inferd_server.repository.config import parameters
+from inferd_server.repository.config.declared import DeclaredStep
 
 PLATFORM = "ensemble"
 """The platform of a model that runs other models, in config.pbtxt and in metadata."""
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One model of a pipeline. `version` is None for the latest that is READY."""
-
-    number: int
-    """From 1, as errors count."""
-    model: str
-    version: int | None
-    inputs: Mapping[str, str]
-    """By input of the model: the pipeline's tensor that it gets."""
-    outputs: Mapping[str, str]
-    """By output of the model: the pipeline's tensor that it becomes."""
-
-    @property
-    def version_text(self) -> str:
-        """The version as requests write it."""
-        return "" if self.version is None else str(self.version)
-
-    def __str__(self) -> str:
-        return f"step {self.number} (model '{self.model}')"
+_OF_FILES = ("optimization", "instance_group", "default_model_filename", "model_warmup", "response_cache")
+"""Fields that say how a model's file is run, and of which a pipeline, which has none, could do nothing."""
 
 
-def read_steps(source: str, message: model_config_pb2.ModelConfig) -> tuple[Step, ...]:
+def read_steps(source: str, message: pb.ModelConfig) -> tuple[DeclaredStep, ...]:
     """The steps of an ensemble, in the order written; none where the model is no ensemble.
 
-    Raises LoadError where an ensemble has no steps, no tensors or a backend, or a step lacks what it needs.
+    Raises LoadError where an ensemble has no steps, no tensors, or what only a model with a file has, or a step lacks
+    what it needs.
     """
     if not message.HasField("ensemble_scheduling"):
         if message.platform == PLATFORM:
@@ -50,10 +31,7 @@ def read_steps(source: str, message: model_config_pb2.ModelConfig) -> tuple[Step
         )
     if message.backend:
         raise LoadError(f"{source} has ensemble_scheduling and says backend: '{message.backend}', expected none")
-    if message.ensemble_scheduling.max_inflight_requests:
-        raise LoadError(
-            f"{source} sets ensemble_scheduling.max_inflight_requests, which this server does not have: take it out"
-        )
+    _refuse_what_files_have(source, message)
     if not message.input or not message.output:
         raise LoadError(f"{source} has ensemble_scheduling, and so is expected to declare its input and its output")
     if not message.ensemble_scheduling.step:
@@ -61,14 +39,31 @@ def read_steps(source: str, message: model_config_pb2.ModelConfig) -> tuple[Step
     return tuple(_step(source, number, step) for number, step in enumerate(message.ensemble_scheduling.step, 1))
 
 
-def _step(source: str, number: int, step: model_config_pb2.ModelEnsembling.Step) -> Step:
+def _refuse_what_files_have(source: str, message: pb.ModelConfig) -> None:
+    refused = [field.name for field, _ in message.ListFields() if field.name in _OF_FILES]
+    refused += [f"parameters '{key}'" for key in message.parameters if parameters.is_of_runtime(key)]
+    if refused:
+        raise LoadError(
+            f"{source} has ensemble_scheduling and sets {', '.join(refused)}, which is for the models that it runs: "
+            "take it out"
+        )
+    for kind, tensors in (("input", message.input), ("output", message.output)):
+        for tensor in tensors:
+            if not tensor.data_type:
+                raise LoadError(f"{source} declares {kind} '{tensor.name}' of an ensemble without its data_type")
+            if tensor.HasField("reshape"):
+                raise LoadError(
+                    f"{source} sets reshape of {kind} '{tensor.name}', and an ensemble passes tensors on as they are: "
+                    "take it out"
+                )
+
+
+def _step(source: str, number: int, step: pb.ModelEnsembling.Step) -> DeclaredStep:
     if not step.model_name:
         raise LoadError(f"{source}: step {number} has no model_name")
     # An absent version reads as 0, which no version is.
     version = step.model_version if step.model_version not in (-1, 0) else None
-    read = Step(number, step.model_name, version, dict(step.input_map), dict(step.output_map))
-    if step.model_namespace:
-        raise LoadError(f"{source}: {read} sets model_namespace, which this server does not have: take it out")
+    read = DeclaredStep(number, step.model_name, version, dict(step.input_map), dict(step.output_map))
     if version is not None and version < 1:
         raise LoadError(f"{source}: {read} says model_version: {version}, expected one from 1, or -1 for the latest")
     for field, entries in (("input_map", step.input_map), ("output_map", step.output_map)):

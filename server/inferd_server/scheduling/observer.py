@@ -1,0 +1,24 @@
+"""Who is told of every request that a batcher ends, one by one. There is none unless an operator asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+from inferd_server.errors import ServerError
+from inferd_server.observability.statistics import Stages
+from inferd_server.scheduling.work import Work
+
+
+class Observer(Protocol):
+    """Told after the callers are, in the thread that ran the requests."""
+
+    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
+        """Requests that succeeded, and where their time went."""
+
+    def failed(self, work: Work, error: ServerError | None, ns: int) -> None:
+        """A request that failed `ns` nanoseconds after it had come; without an error because its caller has gone."""
+
+
+Observe: TypeAlias = Callable[[str, int], Observer]
+"""Makes the observer of a model's version."""
