@@ -28,11 +28,19 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from inferd_protocol.reasons import Reason
 
 
 class ServerError(Exception):
     """A call that is answered with a status. The message is one sentence for the caller."""
+
+    def within(self, place: str) -> Self:
+        """The same error, whose sentence says first where it was met."""
+        error = type(self).__new__(type(self), f"{place}: {self}")
+        error.__cause__ = self
+        return error
 
 
 class InvalidRequest(ServerError):

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from inferd_protocol.model_config_pb2 import ModelConfig
 from inferd_protocol.reasons import LABEL_PREFIX
 
-from inferd_server.errors import ModelNotFound, ModelNotReady
 from inferd_server.repository import model_config
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
@@ -79,13 +78,11 @@ def configuration(repository: RepositoryManager, name: str, version: str) -> Mod
 def model_ready(repository: RepositoryManager, name: str, version: str) -> bool:
     """Whether a model's version can be called: False for one that is not known, as Triton 2.51 answers.
 
+    An ensemble can be called where all the models that it runs can.
+
     Raises InvalidRequest where the version is no whole number.
     """
-    try:
-        repository.find(name, version)
-    except (ModelNotFound, ModelNotReady):
-        return False
-    return True
+    return repository.can_be_called(name, version)
 
 
 def _tensor(spec: TensorSpec) -> TensorDescription:

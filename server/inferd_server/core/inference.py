@@ -16,7 +16,7 @@ from inferd_server.observability.failures import reason_of
 from inferd_server.observability.statistics import FailureCounts
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.request import InferenceRequest, Reply, RequestForm, SequenceRequest, SharedMemoryRequest
-from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
+from inferd_server.scheduling.scheduler import Closed, Scheduler
 from inferd_server.scheduling.work import Finish, Work
 
 _MOST_PLANS = 4096
@@ -43,7 +43,7 @@ class InferenceCore:
         if batcher is not None:
             batcher.start()
 
-    def accept(self, request: InferenceRequest, reply: Reply, now_ns: int) -> DynamicBatcher | None:
+    def accept(self, request: InferenceRequest, reply: Reply, now_ns: int) -> Scheduler | None:
         """As `infer`, for callers with several requests at hand, who start the batchers once for all of them.
 
         Returns the batcher that has the request and is to be started, None where the reply is complete.
@@ -97,7 +97,7 @@ class InferenceCore:
                 continue
             return batcher
 
-    def _accept_step(self, plan: Plan, request: SequenceRequest, reply: Reply, now_ns: int) -> DynamicBatcher:
+    def _accept_step(self, plan: Plan, request: SequenceRequest, reply: Reply, now_ns: int) -> Scheduler:
         """Hands on a step of a sequence. What it gives depends on the steps before it, so no cache knows it."""
         form, contents = request.form, request.contents
         while True:

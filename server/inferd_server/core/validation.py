@@ -45,7 +45,7 @@ def arrange(signature: Signature, config: ModelConfig, inputs: Sequence[TensorFo
                 f"input '{spec.name}' is expected to be {spec.datatype.name}, got {tensor.datatype.name}"
             )
         shape = tensor.shape
-        if not _fits(spec, shape):
+        if not spec.accepts(shape):
             raise InvalidRequest(_shape_error(signature, spec, shape))
         if config.batched:
             if rows is None:
@@ -101,14 +101,8 @@ def _check_names(signature: Signature, inputs: Sequence[TensorForm]) -> None:
             raise InvalidRequest(f"input '{name}' is missing: the model expects {expected}, got {sorted(seen)}")
 
 
-def _fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
-    return len(shape) == len(spec.shape) and all(
-        dim == size or not isinstance(dim, int) for dim, size in zip(spec.shape, shape, strict=True)
-    )
-
-
 def _shape_error(signature: Signature, spec: TensorSpec, shape: tuple[int, ...]) -> str:
-    expected = [dim if isinstance(dim, int) else -1 for dim in spec.shape]
+    expected = spec.sizes
     message = f"input '{spec.name}' is expected to have shape {expected}, got {list(shape)}"
     if len(shape) == len(expected) and expected[:1] != [-1] and shape[1:] == tuple(expected[1:]):
         message += f": {why_not_batchable(signature)}"

@@ -12,7 +12,7 @@ import grpc
 from inferd_server.errors import ServerError
 from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.status import Status
-from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.scheduler import Scheduler
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -72,7 +72,7 @@ class AioIntake:
     def __init__(self, endpoint: InferEndpoint) -> None:
         self._endpoint = endpoint
         self._homecoming: _Homecoming | None = None
-        self._to_start: set[DynamicBatcher] = set()
+        self._to_start: set[Scheduler] = set()
 
     def call(self, deadline_ns: int | None) -> AioCall:
         """A call to be accepted."""

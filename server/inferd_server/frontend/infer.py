@@ -15,7 +15,7 @@ from inferd_server.frontend.codec import encode_answer
 from inferd_server.frontend.decoder import RequestDecoder, addressee
 from inferd_server.frontend.status import Status, status_of
 from inferd_server.request import AnswerForm
-from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.scheduler import Scheduler
 from inferd_server.shared_memory import Regions
 
 
@@ -62,7 +62,7 @@ class InferEndpoint:
         self._decoder = RequestDecoder(regions)
         self._access_log = access_log
 
-    def accept(self, message: bytes, call: Call, now_ns: int) -> DynamicBatcher | None:
+    def accept(self, message: bytes, call: Call, now_ns: int) -> Scheduler | None:
         """Takes a call over, whose answer comes later and from another thread, or at once.
 
         Returns the batcher that is to be started for it, None where the call is complete.

@@ -29,7 +29,7 @@ from inferd_server.errors import ConfigurationError, Draining, MessageTooLarge, 
 from inferd_server.frontend.grpc_server import GrpcServer, taken, target
 from inferd_server.frontend.infer import Call, InferEndpoint
 from inferd_server.frontend.status import Status, status_of
-from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from pygrpc_native._native import DetailedEvent
@@ -196,7 +196,7 @@ class _Intake:
     def _receive(self) -> None:
         """Takes calls in, and runs those that find their model idle, until the front is closed."""
         while (events := self._front.recv_batch_details(_MOST_EVENTS)) is not None:
-            to_run: DynamicBatcher | None = None
+            to_run: Scheduler | None = None
             for batcher in self._accept(events):
                 if to_run is None and batcher.can_run_here and self._may_run.acquire(blocking=False):
                     to_run = batcher
@@ -208,10 +208,10 @@ class _Intake:
                 finally:
                     self._may_run.release()
 
-    def _accept(self, events: list[DetailedEvent]) -> set[DynamicBatcher]:
+    def _accept(self, events: list[DetailedEvent]) -> set[Scheduler]:
         """Hands calls to the endpoint. Returns the batchers to be started."""
         now_ns = time.monotonic_ns()
-        started: set[DynamicBatcher] = set()
+        started: set[Scheduler] = set()
         for kind, call_id, _, message, _, details in events:
             if kind != EVENT_CALL or message is None or details is None:
                 # Cancelled, or its deadline passed; the front has told the caller.

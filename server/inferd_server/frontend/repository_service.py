@@ -68,14 +68,16 @@ class RepositoryService:
         return run_in_background(work, f"load-{name}")
 
     def unload(self, request: pb.RepositoryModelUnloadRequest) -> asyncio.Future[pb.RepositoryModelUnloadResponse]:
-        """Unloads a model; answers when its memory is free."""
+        """Unloads a model, and the models that only it runs where so asked; answers when their memory is free."""
         name = _model_name(request)
         for key, value in request.parameters.items():
             if key != _UNLOAD_DEPENDENTS or value.WhichOneof("parameter_choice") != "bool_param":
                 raise InvalidRequest(f"parameter '{key}' of an unload: expected '{_UNLOAD_DEPENDENTS}', a bool")
 
+        dependents = request.parameters[_UNLOAD_DEPENDENTS].bool_param if request.parameters else False
+
         def work() -> pb.RepositoryModelUnloadResponse:
-            self._repository.unload(name)
+            self._repository.unload(name, dependents=dependents)
             return pb.RepositoryModelUnloadResponse.FromString(_outcome(request))
 
         return run_in_background(work, f"unload-{name}")

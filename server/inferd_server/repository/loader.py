@@ -12,16 +12,21 @@ from inferd_server.config import ServerConfig
 from inferd_server.errors import LoadError
 from inferd_server.repository import model_config
 from inferd_server.repository.config import warm_up as declared_warm_up
+from inferd_server.repository.config.steps import PLATFORM as ENSEMBLE
+from inferd_server.repository.ensemble import declared_signature
+from inferd_server.repository.ensemble_steps import EnsembleSteps
 from inferd_server.repository.golden import check_golden
 from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.servable import Servable, read_labels
+from inferd_server.repository.table import ModelTable
 from inferd_server.repository.warm_up import rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend, SessionSettings
 from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling import sequence_batcher
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 from inferd_server.scheduling.observer import Observe
+from inferd_server.scheduling.pipeline import Pipeline
 from inferd_server.scheduling.request_queue import RequestQueue
 from inferd_server.scheduling.sequence_batcher import SequenceBatcher
 
@@ -34,6 +39,7 @@ def load(
     folder: Path,
     declared: DeclaredConfig,
     *,
+    models: ModelTable,
     backend: Backend,
     server: ServerConfig,
     responses: ResponseCache,
@@ -41,9 +47,12 @@ def load(
 ) -> Servable:
     """Loads the model file in `folder` as version `version` of model `name`, warm and ready to be called.
 
+    An ensemble has no file: its steps run what is in `models`.
     Raises LoadError where it is missing, cannot be run, contradicts what its config.pbtxt declares, or does not answer
     its golden samples as it should.
     """
+    if declared.steps:
+        return _load_ensemble(name, version, declared, models, server, observe)
     file = declared.model_filename or MODEL_FILE
     path = folder / file
     if not path.is_file():
@@ -82,6 +91,21 @@ def load(
     cache = responses.open(name, version) if declared.response_cache else None
     front = SequenceBatcher(batcher, sequences, model=name) if sequences else None
     return Servable(name, version, backend.platform, config, labels, model, batcher, declared, cache, front)
+
+
+def _load_ensemble(
+    name: str,
+    version: int,
+    declared: DeclaredConfig,
+    models: ModelTable,
+    server: ServerConfig,
+    observe: Observe | None,
+) -> Servable:
+    steps = EnsembleSteps(name, declared_signature(declared), declared.steps, models)
+    config = model_config.resolve_ensemble(declared, server)
+    labels = {**steps.labels, **read_labels(steps.signature, declared)}
+    pipeline = Pipeline(steps.graph, steps.bind, observer=observe(name, version) if observe else None)
+    return Servable(name, version, ENSEMBLE, config, labels, steps, pipeline, declared)
 
 
 def _session(declared: DeclaredConfig, server: ServerConfig) -> SessionSettings:

@@ -7,7 +7,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from inferd_server.config import ControlMode, ServerConfig
@@ -23,6 +23,7 @@ from inferd_server.errors import (
 from inferd_server.observability.loads import LoadCounts
 from inferd_server.repository import loader, model_config, version_policy
 from inferd_server.repository.changes import changes
+from inferd_server.repository.dependencies import cycle_through, load_order, unused_without
 from inferd_server.repository.labels import is_label
 from inferd_server.repository.lifecycle import ModelEntry, State, VersionEntry
 from inferd_server.repository.model_config import DeclaredConfig
@@ -56,9 +57,16 @@ class RepositoryManager:
         self.responses = ResponseCache(config.response_cache_bytes)
         """What the runs of all models gave, of those that ask for it."""
         self.loads = LoadCounts()
-        load = functools.partial(loader.load, backend=backend, server=config, responses=self.responses, observe=observe)
-        self._load = self.loads.counted(load)
         self._table = ModelTable()
+        load = functools.partial(
+            loader.load,
+            models=self._table,
+            backend=backend,
+            server=config,
+            responses=self.responses,
+            observe=observe,
+        )
+        self._load = self.loads.counted(load)
         self._changing = threading.Lock()
         self._retirement = Retirement(config.exit_timeout_secs)
         self._started = False
@@ -69,6 +77,8 @@ class RepositoryManager:
             for name in sorted(set(names) - set(directories)):
                 raise ConfigurationError(f"{flag} {name} is not in the repository, which holds {sorted(directories)}")
         self._first = config.load_model if self._mode is ControlMode.EXPLICIT else tuple(directories)
+        self._asked = set(self._first)
+        """Models that are loaded for themselves, and not only as steps of an ensemble."""
         for name in self._first:
             self._table.update(name, lambda _: ModelEntry(failure="it is loading"))
 
@@ -99,22 +109,38 @@ class RepositoryManager:
         """
         models = self._table.models
         if self._required:
-            return all(name in models and models[name].latest for name in self._required)
+            return all(self.can_be_called(name, "") for name in self._required)
         if self._mode is ControlMode.EXPLICIT and not self._first:
             return self._started
         return self._started and any(model.latest for model in models.values())
+
+    def can_be_called(self, name: str, version: str) -> bool:
+        """Whether a version is READY, and, of an ensemble, every model that it runs.
+
+        Raises InvalidRequest as `find` does.
+        """
+        try:
+            steps = self.find(name, version).steps
+            if steps is None:
+                return True
+            steps.check()
+        except (ModelNotFound, ModelNotReady):
+            return False
+        return all(self.can_be_called(step.model, step.version_text) for step in steps.steps)
 
     def on_change(self, tell: Callable[[], None]) -> None:
         """From here on `tell` is called, from any thread, whenever models were loaded or unloaded."""
         self._changed = tell
 
     def start(self) -> None:
-        """Loads what is to be served from the beginning. What fails keeps its reason and leaves the others alone."""
+        """Loads what is to be served from the beginning, and the models of its steps before each ensemble.
+
+        What fails keeps its reason and leaves the others alone.
+        """
         directories = scan(self._repository, may_be_empty=self._mode is not ControlMode.NONE)
         with self._changing:
-            for name in self._first:
-                if name in directories:
-                    self._bring(directories[name])
+            for directory in self._in_order(directories, self._first):
+                self._bring(directory, directories)
             self._started = True
 
     def poll(self) -> None:
@@ -129,41 +155,53 @@ class RepositoryManager:
             return
         self._say("", "")
         with self._changing:
-            for directory in directories.values():
-                self._bring(directory)
-            for name in set(self._table.models) - set(directories):
-                _LOG.info("model '%s' is unloaded: it is not in the repository any more", name)
-                self._retire(self._table.update(name, lambda _: None).versions)
+            for directory in self._in_order(directories, directories):
+                self._bring(directory, directories)
+            for name in self._users_first():
+                if name not in directories:
+                    _LOG.info("model '%s' is unloaded: it is not in the repository any more", name)
+                    self._retire_user(self._table.update(name, lambda _: None))
         self._changed()
 
     def load(self, name: str, override: Override | None = None) -> None:
         """Loads a model, or what has changed of it; with an `override`, all of it as that says.
 
+        Of an ensemble, the models of its steps that are not READY are loaded first.
         Raises ControlOff, ModelNotFound where it is not in the repository, and LoadFailed where a version that is to be
         served did not load; those that served before still do.
         """
         self._check_control()
         with self._changing, self._directory(name, override) as directory:
-            failures = self._bring(directory, override=override, retry=True)
+            self._asked.add(name)
+            directories = scan(self._repository, may_be_empty=True)
+            for step in self._in_order(directories, self._steps(directory, override)):
+                if step.name != name and not self.can_be_called(step.name, ""):
+                    self._bring(step, directories, retry=True)
+            failures = self._bring(directory, directories, override=override, retry=True)
         self._changed()
         if failures:
             raise LoadFailed(f"model '{name}' failed to load: {'; '.join(failures)}")
 
-    def unload(self, name: str) -> None:
+    def unload(self, name: str, *, dependents: bool = False) -> None:
         """Unloads every version of a model, and returns when they have finished what they had accepted.
 
+        With `dependents` the models of an ensemble's steps go too, but for those that another ensemble runs or that
+        were loaded for themselves.
         Raises ControlOff, and ModelNotFound where it is not loaded.
         """
         self._check_control()
         with self._changing:
             if name not in self._table.models:
                 raise ModelNotFound(f"model '{name}' is not loaded: loaded are {sorted(self._table.models)}")
-            before = self._table.update(name, _unloading)
-            closing = self._retire(before.versions)
-            _LOG.info("model '%s' is being unloaded", name)
-            for thread in closing:
-                thread.join()
-            self._table.update(name, _unloaded)
+            self._asked.discard(name)
+            unused = unused_without(name, self._loaded_steps(), self._asked) if dependents else ()
+            for model in (name, *unused):
+                before = self._table.update(model, _unloading)
+                closing = self._retire(before.versions)
+                _LOG.info("model '%s' is being unloaded", model)
+                for thread in closing:
+                    thread.join()
+                self._table.update(model, _unloaded)
         self._changed()
 
     def set_label(self, name: str, label: str, version: int) -> None:
@@ -211,7 +249,9 @@ class RepositoryManager:
         ends = time.monotonic() + timeout
         # For good: what is being loaded is waited for, and nothing is loaded any more.
         at_rest = self._changing.acquire(timeout=max(0.0, timeout))
-        servables = [entry.servable for model in self._table.models.values() for entry in model.versions.values()]
+        # An ensemble before the models that it runs, or what it has begun could not be ended.
+        models = [self._table.models[name] for name in self._users_first()]
+        servables = [entry.servable for model in models for entry in model.versions.values()]
         idle = [servable.close(max(0.0, ends - time.monotonic())) for servable in servables if servable]
         return self._retirement.wait(ends) and all(idle) and at_rest
 
@@ -230,14 +270,54 @@ class RepositoryManager:
             raise ModelNotFound(f"model '{name}' is not in the repository, which holds {sorted(directories)}")
         yield directories[name]
 
+    def _in_order(self, directories: Mapping[str, ModelDirectory], names: Iterable[str]) -> Sequence[ModelDirectory]:
+        """The models named and those that they run, as far as they are there: what is run before what runs it."""
+        order = load_order(names, lambda name: self._steps(directories[name]) if name in directories else ())
+        return [directories[name] for name in order if name in directories]
+
+    def _steps(self, directory: ModelDirectory, override: Override | None = None) -> Sequence[str]:
+        """The models that a folder's steps name; none where it cannot be read, which its own load will say."""
+        try:
+            return [step.model for step in self._declared(directory, override).steps]
+        except LoadError:
+            return []
+
+    def _loaded_steps(self) -> Mapping[str, frozenset[str]]:
+        """The models that can be called, each with the models that its steps name."""
+        return {
+            name: frozenset[str]().union(*(servable.steps.model_names for servable in servables if servable.steps))
+            for name, model in self._table.models.items()
+            if (servables := [entry.servable for entry in model.versions.values() if entry.servable])
+        }
+
+    def _users_first(self) -> Sequence[str]:
+        """Every model in the table, an ensemble before those that it runs."""
+        steps = self._loaded_steps()
+        order = load_order(self._table.models, lambda name: steps.get(name, ()))
+        return [name for name in reversed(order) if name in self._table.models]
+
+    def _retire_user(self, model: ModelEntry) -> None:
+        """Retires a model that others may be retired after; an ensemble ends what it has begun before they are."""
+        closing = self._retire(model.versions)
+        if any(entry.servable and entry.servable.steps for entry in model.versions.values()):
+            for thread in closing:
+                thread.join()
+
     def _bring(
-        self, directory: ModelDirectory, *, override: Override | None = None, retry: bool = False
+        self,
+        directory: ModelDirectory,
+        directories: Mapping[str, ModelDirectory],
+        *,
+        override: Override | None = None,
+        retry: bool = False,
     ) -> Sequence[str]:
         """Makes a model's served versions those of its folder. Returns why, where any of them is not READY then."""
         name = directory.name
         present = self._table.models.get(name, ModelEntry())
         try:
             declared = self._declared(directory, override)
+            if declared.steps:
+                self._check_cycle(directory.name, declared, directories)
             wanted = self._wanted(directory, declared, present)
         except LoadError as error:
             why = str(error)
@@ -255,6 +335,21 @@ class RepositoryManager:
         }
         return self._swap(name, wanted, loaded, declared.version_labels)
 
+    def _check_cycle(self, name: str, declared: DeclaredConfig, directories: Mapping[str, ModelDirectory]) -> None:
+        """Raises LoadError where an ensemble would run itself: by what serves, and by the folders of what does not."""
+        loaded = self._loaded_steps()
+
+        def steps_of(model: str) -> Iterable[str]:
+            if model == name:
+                return [step.model for step in declared.steps]
+            if model in loaded:
+                return loaded[model]
+            return self._steps(directories[model]) if model in directories else ()
+
+        cycle = cycle_through(name, steps_of)
+        if cycle:
+            raise LoadError(f"its steps lead back to itself: {' runs '.join(map(repr, cycle))}")
+
     def _declared(self, directory: ModelDirectory, override: Override | None) -> DeclaredConfig:
         if override:
             return model_config.read_json(override.config, directory.path, directory.name, self._platform)
@@ -269,7 +364,19 @@ class RepositoryManager:
         versions = sorted({*version_policy.served(directory.versions, declared.version_policy), *labelled})
         if not versions:
             raise LoadError("it has no version folder")
-        return {version: directory.fingerprint(version) for version in versions}
+        # An ensemble is made of its steps' models too: with them it is held against them anew.
+        steps = tuple(mark for name in sorted({step.model for step in declared.steps}) for mark in self._marks(name))
+        return {version: directory.fingerprint(version) + steps for version in versions}
+
+    def _marks(self, name: str) -> Fingerprint:
+        """What the READY versions of a model are made of."""
+        versions = self._table.models.get(name, ModelEntry()).versions
+        return tuple(
+            (f"{name}/{version}/{file}", size, changed_ns, inode)
+            for version, entry in versions.items()
+            if entry.servable
+            for file, size, changed_ns, inode in (("", 0, 0, 0), *entry.fingerprint)
+        )
 
     def _swap(
         self,
@@ -326,7 +433,7 @@ class RepositoryManager:
             servable.model.provider,
             f"max batch size {servable.config.max_batch_size}"
             if servable.config.batched
-            else f"unbatched: {model_config.why_not_batchable(servable.signature)}",
+            else f"unbatched: {_why_unbatched(servable)}",
             time.monotonic() - began,
         )
         return VersionEntry(State.READY, servable=servable, fingerprint=fingerprint)
@@ -339,6 +446,12 @@ class RepositoryManager:
         if failure and self._said.get(name) != failure:
             _LOG.error("%s: %s", f"model '{name}' is unavailable" if name else "the repository is away", failure)
         self._said[name] = failure
+
+
+def _why_unbatched(servable: Servable) -> str:
+    if servable.steps:
+        return "its config.pbtxt has no max_batch_size"
+    return model_config.why_not_batchable(servable.signature)
 
 
 def _servable(model: ModelEntry, version: int) -> Servable | None:

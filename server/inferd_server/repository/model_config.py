@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from inferd_server.repository.config.answer import configuration
 from inferd_server.repository.config.declared import DeclaredConfig
-from inferd_server.repository.config.effective import ModelConfig, check_provider, resolve
+from inferd_server.repository.config.effective import ModelConfig, check_provider, resolve, resolve_ensemble
 from inferd_server.repository.config.reading import read, read_json
 from inferd_server.repository.config.sequence_model import sequence_model
 from inferd_server.repository.config.shaping import shape
@@ -22,6 +22,7 @@ __all__ = [
     "read",
     "read_json",
     "resolve",
+    "resolve_ensemble",
     "sequence_model",
     "shape",
     "why_not_batchable",

@@ -5,15 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from inferd_protocol.artefact import LABELS_KEY
 
 from inferd_server.errors import LoadError
+from inferd_server.repository.ensemble_steps import EnsembleSteps
 from inferd_server.repository.model_config import DeclaredConfig, ModelConfig
 from inferd_server.repository.response_cache import ServableCache
-from inferd_server.runtime.backend import RuntimeModel, Signature
-from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.runtime.backend import Signature
+from inferd_server.scheduling.scheduler import Scheduler
 from inferd_server.scheduling.sequence_batcher import SequenceBatcher
+
+
+class Loaded(Protocol):
+    """What a version was loaded as: a model of the runtime, or the steps of an ensemble."""
+
+    signature: Signature
+    provider: str
+    """The execution provider in use, under the runtime's own name."""
+
+    def close(self) -> None:
+        """Frees what was loaded. It must not be running."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,8 +39,8 @@ class Servable:
     config: ModelConfig
     labels: Mapping[str, tuple[str, ...]]
     """By output name: one label for each index of its last axis."""
-    model: RuntimeModel
-    batcher: DynamicBatcher
+    model: Loaded
+    batcher: Scheduler
     declared: DeclaredConfig = field(default_factory=DeclaredConfig)
     cache: ServableCache | None = None
     """Its part of the response cache, where its config.pbtxt asks for one and the server has one."""
@@ -38,6 +51,11 @@ class Servable:
     def signature(self) -> Signature:
         """The inputs and outputs that callers see: the model's, without the state and controls of its sequences."""
         return self.model.signature if self.sequences is None else self.sequences.signature
+
+    @property
+    def steps(self) -> EnsembleSteps | None:
+        """Those of an ensemble."""
+        return self.model if isinstance(self.model, EnsembleSteps) else None
 
     def close(self, timeout: float) -> bool:
         """Finishes what it has accepted, within `timeout` seconds, and frees the model. False where it still runs."""

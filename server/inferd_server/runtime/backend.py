@@ -53,6 +53,17 @@ class TensorSpec:
     datatype: Datatype
     shape: tuple[Dim, ...]
 
+    @property
+    def sizes(self) -> list[int]:
+        """The shape as clients read it: -1 for any size."""
+        return [dim if isinstance(dim, int) else -1 for dim in self.shape]
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape fits."""
+        return len(shape) == len(self.shape) and all(
+            dim == size or not isinstance(dim, int) for dim, size in zip(self.shape, shape, strict=True)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:

@@ -15,22 +15,20 @@ import time
 from collections.abc import Callable, Sequence
 
 from inferd_server.errors import DeadlineExceeded, Draining, QueueTimeout, RuntimeFailure, ServerError
-from inferd_server.observability.failures import CANCELLED, reason_of
-from inferd_server.observability.statistics import Stages, Stamps, Statistics, Tally, stages_of
+from inferd_server.observability.failures import reason_of
+from inferd_server.observability.statistics import Stages, Stamps, Tally, stages_of
 from inferd_server.runtime.backend import RuntimeModel
 from inferd_server.scheduling import batch
+from inferd_server.scheduling.counting import Counting
 from inferd_server.scheduling.observer import Observer
 from inferd_server.scheduling.request_queue import Death, Pick, RequestQueue
+from inferd_server.scheduling.scheduler import Closed
 from inferd_server.scheduling.work import Slice, Work
 
 _LOG = logging.getLogger(__name__)
 
 
-class Closed(Exception):
-    """The batcher takes no more requests: its version is being replaced or unloaded."""
-
-
-class DynamicBatcher:
+class DynamicBatcher(Counting):
     """Owns the queue of one model version and the instances that empty it.
 
     `max_batch_size` is rows a run, 0 for a model without a batch axis. `instances` batches run at the same time.
@@ -54,8 +52,7 @@ class DynamicBatcher:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         observer: Observer | None = None,
     ) -> None:
-        self.statistics = Statistics(instances)
-        self._observer = observer
+        super().__init__(instances, clock_ns, observer)
         self._tallies = list(self.statistics.tallies)
         """Those of the instances that idle."""
         self._model = model
@@ -66,7 +63,6 @@ class DynamicBatcher:
         self._queue = queue
         self._delay_ns = max_queue_delay_ns if self._batched else 0
         self._on_gone = on_gone
-        self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._work_or_close = threading.Condition(self._lock)
         self._all_idle = threading.Condition(self._lock)
@@ -128,22 +124,6 @@ class DynamicBatcher:
     def pending(self) -> int:
         """Requests that wait, those included that are held."""
         return self._queue.waiting
-
-    def answer_without_run(self, work: Work, answer: Callable[[], ServerError | None]) -> None:
-        """Counts a request for which nothing has to run, once `answer` has answered it, or failed it as it says.
-
-        Raises what `answer` does; the request is then still the caller's.
-        """
-        tally = self.statistics.without_run
-        with tally.lock:
-            error = answer()
-            stages = Stages(0, 0, 0, max(0, self._clock_ns() - work.arrived_ns))
-            if error is None:
-                tally.count_request(stages)
-        if error is not None:
-            self._count_failure(work, error, self._clock_ns())
-        elif self._observer is not None:
-            self._observer.answered([(work, stages)])
 
     @property
     def can_run_here(self) -> bool:
@@ -305,10 +285,3 @@ class DynamicBatcher:
             self._count_failure(work, DeadlineExceeded() if late else None, now_ns)
             if self._on_gone is not None:
                 self._on_gone(work)
-
-    def _count_failure(self, work: Work, error: ServerError | None, now_ns: int) -> None:
-        """Without an error where the caller has gone."""
-        ns = now_ns - work.arrived_ns
-        self.statistics.failures.count(CANCELLED if error is None else reason_of(error), ns)
-        if self._observer is not None:
-            self._observer.failed(work, error, ns)

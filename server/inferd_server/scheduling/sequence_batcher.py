@@ -20,7 +20,8 @@ from inferd_protocol.tensors import Tensor
 from inferd_server.errors import Draining, InvalidRequest, ServerError, TooManySequences
 from inferd_server.request import AnswerForm, Reply, SequenceStep
 from inferd_server.runtime.backend import Signature
-from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
+from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
+from inferd_server.scheduling.scheduler import Closed
 from inferd_server.scheduling.sequence import SequenceModel
 from inferd_server.scheduling.work import Work
 

@@ -15,7 +15,8 @@ from inferd_server.observability.statistics import Stages
 from inferd_server.request import Content, Reply
 
 Finish: TypeAlias = Callable[[Reply, Sequence[Tensor]], ServerError | None]
-"""Answers a request with the outputs of its rows, in the model's order; the arrays are read before it returns.
+"""Answers a request with the outputs of its rows, in the model's order. The arrays are never written again: who keeps
+one, keeps the outputs of the whole run.
 
 Returns the error where the request was told one instead."""
 
@@ -39,7 +40,8 @@ class Layout:
     ) -> Layout:
         """A layout with its key."""
         # The dtypes are the model's: within one queue only shapes differ.
-        return cls(tuple(dtypes), tuple(row_shapes), batched, str(row_shapes))
+        shapes = tuple(row_shapes)
+        return cls(tuple(dtypes), shapes, batched, str(shapes))
 
     def array(self, index: int, content: Content, rows: int) -> Tensor:
         """The content of input `index` as an array of `rows` rows: a view where the elements are aligned.

@@ -47,6 +47,14 @@ SETTINGS: Mapping[str, str] = {
     "dynamic_batching.default_queue_policy.max_queue_size": (
         "dynamic_batching { default_queue_policy { max_queue_size: 9 } }"
     ),
+    **{
+        f"ensemble_scheduling.step.{field}": (
+            'input { name: "a" data_type: TYPE_FP32 dims: 1 } output { name: "b" data_type: TYPE_FP32 dims: 1 } '
+            'ensemble_scheduling { step { model_name: "other" model_version: 3 '
+            'input_map { key: "x" value: "a" } output_map { key: "y" value: "b" } } }'
+        )
+        for field in ("model_name", "model_version", "input_map", "output_map")
+    },
     "instance_group.kind": "instance_group { kind: KIND_GPU }",
     "instance_group.count": "instance_group { count: 3 }",
     "default_model_filename": 'default_model_filename: "other.onnx"',

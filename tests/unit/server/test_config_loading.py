@@ -22,6 +22,7 @@ from inferd_server.repository.loader import load
 from inferd_server.repository.model_config import DeclaredConfig, configuration, read, read_json
 from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.servable import Servable
+from inferd_server.repository.table import ModelTable
 from inferd_server.runtime import onnxruntime_backend
 from inferd_server.runtime.backend import GraphLevel, SessionSettings
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -45,7 +46,14 @@ def loaded(tmp_path: Path, made: onnx.ModelProto, text: str, **server: int) -> I
     settings = ServerConfig(model_repository=tmp_path, **{"max_batch_size": 4, **server})
     declared = declare(tmp_path / "m", text)
     servable = load(
-        "m", 1, tmp_path / "m" / "1", declared, backend=BACKEND, server=settings, responses=ResponseCache(0)
+        "m",
+        1,
+        tmp_path / "m" / "1",
+        declared,
+        models=ModelTable(),
+        backend=BACKEND,
+        server=settings,
+        responses=ResponseCache(0),
     )
     try:
         yield servable

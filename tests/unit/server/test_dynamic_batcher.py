@@ -11,8 +11,9 @@ import pytest
 from inferd_protocol.datatypes import BY_NAME
 from inferd_server.errors import DeadlineExceeded, Draining, InvalidRequest, QueueTimeout, RuntimeFailure, ServerError
 from inferd_server.runtime.backend import Signature, TensorSpec
-from inferd_server.scheduling.dynamic_batcher import Closed, DynamicBatcher
+from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
 from inferd_server.scheduling.request_queue import RequestQueue
+from inferd_server.scheduling.scheduler import Closed
 from inferd_server.scheduling.work import Layout, Work
 
 SECONDS = 30.0

@@ -81,7 +81,7 @@ def test_a_file_may_ask_for_the_response_cache(tmp_path: Path, text: str, cached
             "sequence_batching { iterative_sequence: true }",
             "sets sequence_batching.iterative_sequence, and a request has",
         ),
-        ("ensemble_scheduling { }", "sets ensemble_scheduling, and models are not chained here"),
+        ("ensemble_scheduling { }", "expected to declare its input and its output"),
         (
             "sequence_batching { } response_cache { enable: true }",
             "sets response_cache beside sequence_batching, .*: take one of them out",

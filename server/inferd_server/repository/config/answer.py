@@ -27,7 +27,7 @@ def configuration(
     """
     message = pb.ModelConfig()
     message.CopyFrom(declared.message)
-    message.name, message.platform, message.backend = name, platform, BACKEND
+    message.name, message.platform = name, platform
     message.version_policy.CopyFrom(_version_policy(declared))
     message.max_batch_size = config.max_batch_size
     inputs = {tensor.name: tensor for tensor in declared.message.input}
@@ -37,6 +37,10 @@ def configuration(
         message.input.add().CopyFrom(_input(spec, inputs.get(spec.name), batched=config.batched))
     for spec in signature.outputs:
         message.output.add().CopyFrom(_output(spec, outputs.get(spec.name), batched=config.batched))
+    if declared.steps:
+        # How files are run is said by the models of its steps.
+        return message
+    message.backend = BACKEND
     if config.batched and declared.sequences is None:
         message.dynamic_batching.max_queue_delay_microseconds = config.max_queue_delay_microseconds
         queue_size = min(config.max_queue_size, _UINT32_MAX)

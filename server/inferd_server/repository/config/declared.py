@@ -102,6 +102,28 @@ class DeclaredSequences:
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredStep:
+    """One model of an ensemble's pipeline. `version` is None for the latest that is READY."""
+
+    number: int
+    """From 1, as errors count."""
+    model: str
+    version: int | None
+    inputs: Mapping[str, str]
+    """By input of the model: the pipeline's tensor that it gets."""
+    outputs: Mapping[str, str]
+    """By output of the model: the pipeline's tensor that it becomes."""
+
+    @property
+    def version_text(self) -> str:
+        """The version as requests write it."""
+        return "" if self.version is None else str(self.version)
+
+    def __str__(self) -> str:
+        return f"step {self.number} (model '{self.model}')"
+
+
+@dataclass(frozen=True, slots=True)
 class DeclaredConfig:
     """What a config.pbtxt says. What is None, or 0 where 0 would make no sense, is left to the model or the server."""
 
@@ -126,5 +148,7 @@ class DeclaredConfig:
     response_cache: bool = False
     sequences: DeclaredSequences | None = None
     """None for a model that keeps none."""
+    steps: tuple[DeclaredStep, ...] = ()
+    """Those of an ensemble; none of a model that has a file."""
     message: Message = field(default_factory=Message)
     """All of it as it was written. Not to be changed."""

@@ -79,6 +79,18 @@ def resolve(signature: Signature, batchable: bool, declared: DeclaredConfig, ser
     )
 
 
+def resolve_ensemble(declared: DeclaredConfig, server: ServerConfig) -> ModelConfig:
+    """How an ensemble is served: requests of up to `max_batch_size` rows or more, which its steps' models batch."""
+    return ModelConfig(
+        max_batch_size=declared.max_batch_size or 0,
+        max_request_rows=server.max_request_rows,
+        max_queue_size=server.max_queue_size,
+        max_queue_bytes=server.max_queue_bytes,
+        max_queue_delay_microseconds=0,
+        instances=1,
+    )
+
+
 def check_provider(declared: DeclaredConfig, provider: str) -> None:
     """Raises LoadError where another device or execution provider is declared than the one that runs the model."""
     kind = kind_of(provider)

@@ -42,8 +42,8 @@ _NO_ACCELERATOR_LAYOUT = Refused("and models take their tensors in the plain row
 
 FIELDS: Mapping[str, Verdict] = {
     "name": Honoured("must be the folder's name"),
-    "platform": Honoured("must be `onnxruntime_onnx`"),
-    "backend": Honoured("must be `onnxruntime`"),
+    "platform": Honoured("must be `onnxruntime_onnx`, or `ensemble` beside `ensemble_scheduling`"),
+    "backend": Honoured("must be `onnxruntime`; none in an ensemble"),
     "runtime": Refused("and the library that runs a model is the server's"),
     "version_policy": Honoured("which versions are served; the latest one without it"),
     "version_policy.latest": Honoured("the highest versions"),
@@ -161,7 +161,16 @@ FIELDS: Mapping[str, Verdict] = {
     "sequence_batching.state.use_same_buffer_for_input_output": _NO_STATE_BUFFERS,
     "sequence_batching.state.use_growable_memory": _NO_STATE_BUFFERS,
     "sequence_batching.iterative_sequence": Refused("and a request has one answer"),
-    "ensemble_scheduling": Refused("and models are not chained here"),
+    "ensemble_scheduling": Honoured(
+        "the model runs others; it declares its input and output, and sets nothing that says how a file is run"
+    ),
+    "ensemble_scheduling.step": Honoured("at least one; those that do not need each other run at the same time"),
+    "ensemble_scheduling.step.model_name": Honoured("a model of this repository, an ensemble too, but no cycle"),
+    "ensemble_scheduling.step.model_version": Honoured("from 1; -1, 0 or absent: the latest that is READY"),
+    "ensemble_scheduling.step.input_map": Honoured("every input of the step's model, and the tensor that it gets"),
+    "ensemble_scheduling.step.output_map": Honoured("outputs of the step's model, and the tensor that each becomes"),
+    "ensemble_scheduling.step.model_namespace": Refused("and models have no namespaces here"),
+    "ensemble_scheduling.max_inflight_requests": Refused("and the queues of the steps' models bound what is under way"),
     "instance_group": Honoured("one group at most"),
     "instance_group.name": Refused("and instances have no names of their own"),
     "instance_group.kind": Honoured(

@@ -57,6 +57,11 @@ REFUSED_PREFIXES = ("ep.", "memory.", "optimization.", "session.")
 `session.set_denormal_as_zero` for one: the runtime takes it from the first session of the process, for all of them."""
 
 
+def is_of_runtime(key: str) -> bool:
+    """Whether a key is of the runtime that runs a file: labels, and keys of the operator's own, are not."""
+    return key in HONOURED or key in REFUSED or key.startswith(REFUSED_PREFIXES)
+
+
 def session_settings(source: str, parameters: Mapping[str, str], graph_level: int) -> SessionSettings:
     """The settings that a model's session is to have.
 

@@ -14,6 +14,7 @@ from inferd_server.repository.config import batching, files, parameters, warm_up
 from inferd_server.repository.config.declared import DeclaredConfig, DeclaredTensor
 from inferd_server.repository.config.fields import refuse
 from inferd_server.repository.config.sequences import sequence_batching
+from inferd_server.repository.config.steps import read_steps
 from inferd_server.repository.config.values import data_type
 from inferd_server.repository.version_policy import All, Latest, Specific, VersionPolicy
 
@@ -60,7 +61,8 @@ def _declared(source: str, message: pb.ModelConfig, folder: Path, model: str, pl
     refuse(source, message)
     if message.name and message.name != model:
         raise LoadError(f"{source} says name: '{message.name}' in the folder of model '{model}'")
-    if message.platform not in ("", platform):
+    steps = read_steps(source, message)
+    if not steps and message.platform not in ("", platform):
         raise LoadError(f"{source} says platform: '{message.platform}', this server runs '{platform}'")
     if message.backend not in ("", BACKEND):
         raise LoadError(f"{source} says backend: '{message.backend}', this server runs '{BACKEND}'")
@@ -88,6 +90,7 @@ def _declared(source: str, message: pb.ModelConfig, folder: Path, model: str, pl
         metric_tags=dict(message.metric_tags),
         response_cache=message.response_cache.enable,
         sequences=sequence_batching(source, message),
+        steps=steps,
         message=message,
     )
 
