@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import tritonclient.grpc as triton
 from onnx import TensorProto, helper
 from support import models
 from support.server import serve
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, shared_memory
 
 SECONDS = 60
 POLL = ("--model-control-mode", "poll", "--repository-poll-secs", "0.02")
@@ -331,6 +333,25 @@ def test_what_does_not_fit_together_is_not_served(client: triton.InferenceServer
         "its steps lead back to itself: 'ring_b' runs 'ring_c' runs 'ring_a' runs 'ring_b'",
     )
     assert not client.is_model_ready("ring_a")
+
+
+def test_tensors_in_shared_memory_go_through(client: triton.InferenceServerClient) -> None:
+    pixels = pixels_of(20)
+    key = f"/inferd-test-{os.getpid()}-{uuid.uuid4().hex}"
+    handle = shared_memory.create_shared_memory_region("pipeline", key, 400, create_only=True)
+    try:
+        shared_memory.set_shared_memory_region(handle, [pixels])
+        client.register_system_shared_memory("pipeline", key, 400)
+        given = triton.InferInput("pixels", [20, 4], "UINT8")
+        given.set_shared_memory("pipeline", 80)
+        wanted = triton.InferRequestedOutput("sum")
+        wanted.set_shared_memory("pipeline", 320, 80)
+        client.infer("a_whole", [given], outputs=[wanted], client_timeout=SECONDS)
+        answer = shared_memory.get_contents_as_numpy(handle, np.float32, [20, 4], 80)
+        np.testing.assert_allclose(answer, expected(pixels)[0], rtol=1e-6)
+    finally:
+        client.unregister_system_shared_memory("pipeline")
+        shared_memory.destroy_shared_memory_region(handle)
 
 
 def test_many_callers_get_their_own_rows(client: triton.InferenceServerClient) -> None:
