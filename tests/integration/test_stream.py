@@ -212,7 +212,7 @@ def test_no_rows_and_no_id(channel: grpc.Channel) -> None:
         ),
         (request(request_id="seven", model="nothing"), "seven", "model 'nothing' is not known"),
         (request(request_id="seven", model="corrupt"), "seven", "is not ready"),
-        (request(request_id="seven", sequence_id=1), "seven", "asks for sequences"),
+        (request(request_id="seven", sequence_id=1), "seven", "asks for a sequence"),
     ],
 )
 def test_errors_are_answers_with_the_id_of_their_request(
