@@ -37,7 +37,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator
     folder = tmp_path_factory.mktemp("configured")
     for name, text in {
         "configured": CONFIGURED,
-        "refused": "sequence_batching { }",
+        "refused": "ensemble_scheduling { }",
         "contradicting": 'max_batch_size: 2 input { name: "image" data_type: TYPE_UINT8 dims: [ 4, 4, 3 ] }',
     }.items():
         path = models.write(folder, name, models.classifier())
@@ -113,7 +113,7 @@ def test_a_file_is_answered_and_acted_on(client: triton.InferenceServerClient) -
         ("none", "", "NOT_FOUND", "model 'none' is not known"),
         ("plain", "7", "NOT_FOUND", "no version 7"),
         ("plain", "x", "INVALID_ARGUMENT", "whole number"),
-        ("refused", "", "UNAVAILABLE", "config.pbtxt sets sequence_batching, and"),
+        ("refused", "", "UNAVAILABLE", "config.pbtxt sets ensemble_scheduling, and"),
         ("contradicting", "1", "UNAVAILABLE", "with dims [4, 4, 3], the model has [4, 4, 1] (without the batch axis)"),
     ],
 )
