@@ -60,12 +60,12 @@ def read_json(text: str, folder: Path, model: str, platform: str) -> DeclaredCon
 def _declared(source: str, message: pb.ModelConfig, folder: Path, model: str, platform: str) -> DeclaredConfig:
     refuse(source, message)
     if message.name and message.name != model:
-        raise LoadError(f"{source} says name: '{message.name}' in the folder of model '{model}'")
+        raise LoadError(f"{source} says name: {message.name!r} in the folder of model '{model}'")
     steps = read_steps(source, message)
     if not steps and message.platform not in ("", platform):
-        raise LoadError(f"{source} says platform: '{message.platform}', this server runs '{platform}'")
+        raise LoadError(f"{source} says platform: {message.platform!r}, this server runs '{platform}'")
     if message.backend not in ("", BACKEND):
-        raise LoadError(f"{source} says backend: '{message.backend}', this server runs '{BACKEND}'")
+        raise LoadError(f"{source} says backend: {message.backend!r}, this server runs '{BACKEND}'")
     if not 0 <= message.max_batch_size <= _MOST_ROWS:
         raise LoadError(f"{source} says max_batch_size: {message.max_batch_size}, expected 0 or more, to {_MOST_ROWS}")
     # Absent and 0 read alike. Triton takes 0 from a file that declares tensors as 'no batch axis', and so is it here.
