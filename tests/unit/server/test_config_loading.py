@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import onnx
 import pytest
 from google.protobuf import json_format, text_format
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from inferd_protocol.model_config_pb2 import ModelConfig as Message
 from inferd_protocol.tensors import encode_raw
@@ -444,6 +445,7 @@ VALUES = st.recursive(
 )
 
 
+@hypothesis.settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
 def test_no_json_does_anything_but_declare_or_fail_the_load(value: dict[str, object]) -> None:
     assert "\n" not in outcome(lambda: read_json(json.dumps(value), Path("/nowhere"), "m", PLATFORM))

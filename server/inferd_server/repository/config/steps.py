@@ -27,10 +27,10 @@ def read_steps(source: str, message: pb.ModelConfig) -> tuple[DeclaredStep, ...]
         return ()
     if message.platform not in ("", PLATFORM):
         raise LoadError(
-            f"{source} has ensemble_scheduling and says platform: '{message.platform}', expected '{PLATFORM}'"
+            f"{source} has ensemble_scheduling and says platform: {message.platform!r}, expected '{PLATFORM}'"
         )
     if message.backend:
-        raise LoadError(f"{source} has ensemble_scheduling and says backend: '{message.backend}', expected none")
+        raise LoadError(f"{source} has ensemble_scheduling and says backend: {message.backend!r}, expected none")
     _refuse_what_files_have(source, message)
     if not message.input or not message.output:
         raise LoadError(f"{source} has ensemble_scheduling, and so is expected to declare its input and its output")
