@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --quiet --custom-compile-command "make lock"
 
-.PHONY: help setup demo test check format protos image image-test docs bench bench-quick lock clean
+.PHONY: help setup demo test check format protos image image-test docs bench bench-quick soak lock clean
 
 help:  ## what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -56,6 +56,9 @@ bench: setup  ## measure inferd, its limit and its peers, in 25 minutes; BENCH="
 
 bench-quick: setup  ## measure inferd and its limit, in under 3 minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH)
+
+soak: setup  ## whether reloads are noticed: ten minutes of load while versions come, go and fail
+	$(BIN)/python -m benchmarks.reloads --seconds 600
 
 lock: setup  ## regenerate the pinned requirement files from pyproject.toml
 	$(LOCK) --extra score --extra server --extra native --extra training --extra dev -o requirements/dev.txt
