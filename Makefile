@@ -61,9 +61,9 @@ soak: setup  ## whether reloads are noticed: ten minutes of load while versions 
 	$(BIN)/python -m benchmarks.reloads --seconds 600
 
 lock: setup  ## regenerate the pinned requirement files from pyproject.toml
-	$(LOCK) --extra score --extra server --extra native --extra training --extra dev -o requirements/dev.txt
-	$(LOCK) --extra server --extra native -c requirements/dev.txt -o requirements/server.txt
-	$(LOCK) --extra gpu --extra native -c requirements/dev.txt -o requirements/gpu.txt
+	$(LOCK) --extra score --extra server --extra native --extra tracing --extra training --extra dev -o requirements/dev.txt
+	$(LOCK) --extra server --extra native --extra tracing -c requirements/dev.txt -o requirements/server.txt
+	$(LOCK) --extra gpu --extra native --extra tracing -c requirements/dev.txt -o requirements/gpu.txt
 	$(LOCK) --extra build -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## remove what was built here, the virtual environment included

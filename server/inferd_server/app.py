@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
@@ -22,9 +22,11 @@ from inferd_server.frontend import figures
 from inferd_server.frontend.access_log import AccessLog
 from inferd_server.frontend.config_service import ConfigService
 from inferd_server.frontend.figures import Source
+from inferd_server.frontend.infer import InferEndpoint
 from inferd_server.frontend.log_settings import LoggingExtension
 from inferd_server.frontend.metrics_server import MetricsServer
 from inferd_server.frontend.repository_service import RepositoryService
+from inferd_server.frontend.sampling import Sampling
 from inferd_server.frontend.services import Services
 from inferd_server.frontend.shared_memory import CudaSharedMemory, SystemSharedMemory
 from inferd_server.frontend.siblings import Siblings
@@ -36,13 +38,19 @@ from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
+from inferd_server.scheduling.observer import together
 from inferd_server.shared_memory import Regions, most_regions
 from inferd_server.signals import SignalCounter
 from inferd_server.workers import Link, Report
 
+if TYPE_CHECKING:
+    from inferd_server.frontend.tracing import Traces
+
 _LOG = logging.getLogger(__name__)
 
 _FORCED_STATUS = 1
+_TRACES_SECONDS = 2.0
+"""What the last traces get to be sent in. Who watches nothing must not be waited for."""
 
 _SWITCH_SECONDS = 0.0005
 """How long a thread may keep the GIL while another wants it. Python's own 5 ms is longer than most runs: a batch
@@ -57,18 +65,24 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
     threads = config.intra_op_threads or max(1, available_cpus() // (config.instances * config.workers))
     access_log = AccessLog(config.access_log) if config.access_log else None
-    observe = access_log.observe if access_log else None
+    traces = _traces(config)
+    observe = together([part.observe for part in (access_log, traces) if part])
     repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads), observe)
-    asyncio.run(_serve(config, repository, access_log, link))
+    asyncio.run(_serve(config, repository, access_log, traces, link))
     return 0
 
 
 async def _serve(
-    config: ServerConfig, repository: RepositoryManager, access_log: AccessLog | None, link: Link | None
+    config: ServerConfig,
+    repository: RepositoryManager,
+    access_log: AccessLog | None,
+    traces: Traces | None,
+    link: Link | None,
 ) -> None:
     core = InferenceCore(repository)
     source = _source(config, repository, core, link)
     regions = Regions(most_regions(), config.shared_memory_refusal)
+    endpoint = InferEndpoint(core, regions, access_log, traces)
     services = Services(
         repository,
         [
@@ -78,7 +92,7 @@ async def _serve(
             SystemSharedMemory(regions),
             CudaSharedMemory(),
             LoggingExtension(config),
-            TraceExtension(repository),
+            TraceExtension(config, repository, traces.sample if traces else None),
         ],
     )
     stop = _stop_signal((signal.SIGTERM, signal.SIGINT) if link is None else (signal.SIGTERM,))
@@ -89,11 +103,11 @@ async def _serve(
         await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
         if stop.done():
             _leave("stopped before it had loaded its models")
-        server, metrics = _listen(config, core, services, regions, access_log, source)
+        server, metrics = _listen(config, endpoint, services, source)
         await _start(server, metrics)
     else:
         # Ports before models: the server is live at once, and a port that is taken is known before a long load.
-        server, metrics = _listen(config, core, services, regions, access_log, source)
+        server, metrics = _listen(config, endpoint, services, source)
         await _start(server, metrics)
         loading = run_in_background(repository.start, "loading")
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -112,7 +126,7 @@ async def _serve(
         following = asyncio.create_task(_follow(config, server, services, repository))
         await stop
         following.cancel()
-    await _shut_down(config, server, metrics, services, repository, loading)
+    await _shut_down(config, server, metrics, services, repository, traces, loading)
 
 
 def _source(config: ServerConfig, repository: RepositoryManager, core: InferenceCore, link: Link | None) -> Source:
@@ -123,20 +137,28 @@ def _source(config: ServerConfig, repository: RepositoryManager, core: Inference
     return Siblings(link.folder, link.number, config.workers, own).figures
 
 
+def _traces(config: ServerConfig) -> Traces | None:
+    if config.trace_endpoint is None:
+        return None
+    try:
+        # Imported when asked for: it is an extra, and costs the start of a server a quarter of a second.
+        from inferd_server.frontend.tracing import Traces
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"--trace-endpoint needs an extra that is not installed ({error.name}): pip install 'inferd[tracing]'"
+        ) from error
+    return Traces(config.trace_endpoint, Sampling(on=True, rate=config.trace_rate))
+
+
 def _listen(
-    config: ServerConfig,
-    core: InferenceCore,
-    services: Services,
-    regions: Regions,
-    access_log: AccessLog | None,
-    source: Source,
+    config: ServerConfig, endpoint: InferEndpoint, services: Services, source: Source
 ) -> tuple[Server, MetricsServer | None]:
     if config.metrics_port is None:
-        return listen(config, core, services, regions, access_log), None
+        return listen(config, endpoint, services), None
     address = config.metrics_address or config.grpc_address
     metrics = MetricsServer(address, config.metrics_port, source, config.workers)
     try:
-        return listen(config, core, services, regions, access_log), metrics
+        return listen(config, endpoint, services), metrics
     except ConfigurationError:
         metrics.free()
         raise
@@ -234,6 +256,7 @@ async def _shut_down(
     metrics: MetricsServer | None,
     services: Services,
     repository: RepositoryManager,
+    traces: Traces | None,
     loading: asyncio.Future[None],
 ) -> None:
     ends = time.monotonic() + config.drain_delay_secs + config.exit_timeout_secs
@@ -248,6 +271,8 @@ async def _shut_down(
     idle = loading.done() and await closing
     if metrics:
         await run_in_background(metrics.close, "closing metrics")
+    if traces:
+        await run_in_background(lambda: traces.close(_TRACES_SECONDS), "sending the last traces")
     if idle:
         _LOG.info("stopped")
         return

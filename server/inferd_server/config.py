@@ -6,6 +6,7 @@ The command line is generated from the fields, their defaults and the text in th
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -91,6 +92,14 @@ class ServerConfig:
         parse=port_or_off,
     )
     access_log: str | None = _setting("file that gets a line of JSON for each inference request; - for stdout")
+    trace_endpoint: str | None = _setting(
+        "collector that gets traces, OTLP over gRPC, http://HOST:4317 or https://; without it there are none"
+    )
+    trace_rate: int = _setting(
+        "of so many requests one is traced, beside those whose caller says so; 0 traces the latter alone",
+        default=1000,
+        parse=int,
+    )
     transport: Transport = _setting(
         "what speaks gRPC: native is fastest and knows no TLS; auto takes it where it is installed and TLS is off",
         default=Transport.AUTO,
@@ -162,7 +171,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         self._at_least(1, "max_batch_size", "max_request_rows", "max_queue_size", "max_queue_bytes", "instances")
         self._at_least(1, "grpc_max_concurrent_streams", "workers", "max_sequences")
-        self._at_least(0, "max_queue_delay_microseconds", "response_cache_bytes")
+        self._at_least(0, "max_queue_delay_microseconds", "response_cache_bytes", "trace_rate")
         self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
         self._at_least(1024, "grpc_max_message_size")
         if self.repository_poll_secs <= 0:
@@ -177,6 +186,10 @@ class ServerConfig:
         if self.shared_memory is SharedMemory.ON and self.workers > 1:
             raise ConfigurationError(
                 "--shared-memory on needs --workers 1: a client's registration reaches only one worker"
+            )
+        if self.trace_endpoint is not None and not re.fullmatch(r"https?://[^/\s]+", self.trace_endpoint):
+            raise ConfigurationError(
+                f"--trace-endpoint expects http://HOST:PORT or https://HOST:PORT, got '{self.trace_endpoint}'"
             )
         if self.metrics_port is not None:
             self._at_least(0, "metrics_port")

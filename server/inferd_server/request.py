@@ -138,6 +138,22 @@ class AnswerForm:
         object.__setattr__(self, "plain", not text and not self.places)
 
 
+class Trace(Protocol):
+    """What is noted of a request whose caller or operator wants to know where its time goes.
+
+    Times are on `time.monotonic_ns`'s clock.
+    """
+
+    def ran(self, name: str, version: str, rows: int, arrived_ns: int, stages: tuple[int, int, int, int]) -> None:
+        """A model's version answered: `stages` are its `Stages`, nanoseconds."""
+
+    def failed(self, name: str, version: str, rows: int, arrived_ns: int, error: Exception | None, ns: int) -> None:
+        """A model's version did not, `ns` nanoseconds later; without an error because the caller has gone."""
+
+    def end(self, code: str, error: Exception | None) -> None:
+        """The call ended with a gRPC status; with CANCELLED and no error because the caller has gone."""
+
+
 class Reply(Protocol):
     """The caller's end of a request. Completed once, from any thread."""
 
@@ -145,6 +161,8 @@ class Reply(Protocol):
     """As the caller gave it."""
     deadline_ns: int | None
     """On `time.monotonic_ns`'s clock; None where the caller set none."""
+    trace: Trace | None
+    """None for a request that is not traced, as most are."""
 
     def cancelled(self) -> bool:
         """Whether the caller has gone, so that the work is for nobody."""

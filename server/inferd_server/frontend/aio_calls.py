@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from inferd_server.errors import ServerError
-from inferd_server.frontend.infer import Call, InferEndpoint
+from inferd_server.frontend.infer import Call, InferEndpoint, Metadata
 from inferd_server.frontend.status import Status
 from inferd_server.scheduling.scheduler import Scheduler
 
@@ -31,21 +31,12 @@ def deadline_ns(context: Context) -> int | None:
 class AioCall(Call):
     """A call on the event loop. Answers come from other threads and are brought home by `_Homecoming`."""
 
-    __slots__ = ("_gone", "_homecoming", "_outcome")
+    __slots__ = ("_homecoming", "_outcome")
 
-    def __init__(self, deadline_ns: int | None, homecoming: _Homecoming) -> None:
-        super().__init__(deadline_ns)
-        self._gone = False
+    def __init__(self, deadline_ns: int | None, metadata: Metadata, homecoming: _Homecoming) -> None:
+        super().__init__(deadline_ns, metadata)
         self._homecoming = homecoming
         self._outcome: asyncio.Future[bytes | Status] = homecoming.loop.create_future()
-
-    def cancelled(self) -> bool:
-        """Whether the caller has gone."""
-        return self._gone
-
-    def abandon(self) -> None:
-        """Nobody waits for the outcome any more: what still waits in a queue is not run."""
-        self._gone = True
 
     def respond(self, message: bytes) -> ServerError | None:
         """Answers with the bytes of the response message."""
@@ -61,8 +52,8 @@ class AioCall(Call):
         try:
             return await self._outcome
         except asyncio.CancelledError:
-            # The caller cancelled, or its deadline passed: what still waits in a queue is for nobody.
-            self._gone = True
+            # The caller cancelled, or its deadline passed.
+            self.cancel()
             raise
 
 
@@ -74,11 +65,12 @@ class AioIntake:
         self._homecoming: _Homecoming | None = None
         self._to_start: set[Scheduler] = set()
 
-    def call(self, deadline_ns: int | None) -> AioCall:
-        """A call to be accepted."""
+    def call(self, deadline_ns: int | None, context: Context) -> AioCall:
+        """A call, or one of a stream's requests, to be accepted."""
         if self._homecoming is None:
             self._homecoming = _Homecoming(asyncio.get_running_loop())
-        return AioCall(deadline_ns, self._homecoming)
+        metadata = tuple(context.invocation_metadata() or ()) if self._endpoint.reads_metadata else ()
+        return AioCall(deadline_ns, metadata, self._homecoming)
 
     def accept(self, message: bytes, call: AioCall) -> bool:
         """Takes a call over. False where it is complete at once: it is refused, or there is nothing to run."""

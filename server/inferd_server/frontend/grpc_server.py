@@ -119,7 +119,7 @@ class _Infer:
         self._intake = intake
 
     async def call(self, message: bytes, context: Context) -> bytes:
-        call = self._intake.call(deadline_ns(context))
+        call = self._intake.call(deadline_ns(context), context)
         self._intake.accept(message, call)
         outcome = await call.outcome()
         if isinstance(outcome, Status):

@@ -27,7 +27,7 @@ from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.errors import ConfigurationError, Draining, MessageTooLarge, ServerError
 from inferd_server.frontend.grpc_server import GrpcServer, taken, target
-from inferd_server.frontend.infer import Call, InferEndpoint
+from inferd_server.frontend.infer import Call, InferEndpoint, Metadata
 from inferd_server.frontend.status import Status, status_of
 from inferd_server.scheduling.scheduler import Scheduler
 
@@ -111,19 +111,12 @@ class NativeServer:
 class _NativeCall(Call):
     """A call at the front, known there by a number."""
 
-    __slots__ = ("_call_id", "_gone", "_intake")
+    __slots__ = ("_call_id", "_intake")
 
-    def __init__(self, intake: _Intake, call_id: int, deadline_ns: int | None) -> None:
-        super().__init__(deadline_ns)
+    def __init__(self, intake: _Intake, call_id: int, deadline_ns: int | None, metadata: Metadata) -> None:
+        super().__init__(deadline_ns, metadata)
         self._intake = intake
         self._call_id = call_id
-        self._gone = False
-
-    def cancelled(self) -> bool:
-        return self._gone
-
-    def cancel(self) -> None:
-        self._gone = True
 
     def respond(self, message: bytes) -> ServerError | None:
         return self._intake.respond(self._call_id, message)
@@ -219,8 +212,8 @@ class _Intake:
                     gone.cancel()
                     self._done(call_id)
                 continue
-            remaining = details[2]
-            call = _NativeCall(self, call_id, None if remaining is None else now_ns + int(remaining * 1e9))
+            metadata, _, remaining = details
+            call = _NativeCall(self, call_id, None if remaining is None else now_ns + int(remaining * 1e9), metadata)
             self._calls[call_id] = call
             if self._refusing:
                 self._endpoint.refuse(Draining(), message, call, now_ns)

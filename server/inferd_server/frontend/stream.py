@@ -81,7 +81,7 @@ class _Stream:
             await asyncio.wait({self._reading})
             while not self._calls.empty():
                 if (waiting := self._calls.get_nowait()) is not None:
-                    waiting[0].abandon()
+                    waiting[0].cancel()
 
     def drain(self) -> None:
         """Reads no more."""
@@ -93,7 +93,7 @@ class _Stream:
             message = await self._context.read()
             if message is grpc.aio.EOF:
                 return
-            call = self._intake.call(self._deadline_ns)
+            call = self._intake.call(self._deadline_ns, self._context)
             if not self._intake.accept(message, call) and not call.request_id:
                 # It may have been refused before its id was known, and its client wants to know which it was.
                 call.request_id = request_id(message)

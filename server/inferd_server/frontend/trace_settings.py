@@ -1,42 +1,50 @@
-"""TraceSetting: the settings of traces, of which the server writes none yet.
+"""TraceSetting: which requests are traced, for the server or for one model, changed while it runs.
 
-The level stays OFF, and only a change that leaves it so is taken: the sampling settings are kept, for the server or for
-one model, and answered; a level, file or mode that would write something is refused.
+Traces go to the collector that the server was started with; without one, what would make traces is refused. There is
+one kind, OpenTelemetry's timestamps: a level, file or mode that would write something else is refused.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from inferd_protocol import grpc_service_pb2 as pb
 
+from inferd_server.config import ServerConfig
 from inferd_server.errors import InvalidRequest, ModelNotFound, NotBuilt
+from inferd_server.frontend.sampling import Sampling
 from inferd_server.frontend.services import Handler
 from inferd_server.repository.manager import RepositoryManager
 
 _LEVEL = "trace_level"
 _OFF = "OFF"
-_LEVELS_NOT_BUILT = ("TIMESTAMPS", "TENSORS")
-_DEFAULTS = {
-    _LEVEL: _OFF,
-    "trace_rate": "1000",
-    "trace_count": "-1",
-    "log_frequency": "0",
-    "trace_file": "",
-    "trace_mode": "opentelemetry",
-}
-_LEAST = {"trace_rate": 1, "trace_count": -1, "log_frequency": 0}
+_ON = "TIMESTAMPS"
+_TENSORS = "TENSORS"
+_LEAST = {"trace_rate": 0, "trace_count": -1, "log_frequency": 0}
 _MOST = 2**31 - 1
+
+Sample: TypeAlias = Callable[[Sampling, Mapping[str, Sampling]], None]
+"""Takes what holds from now on, of the server and of the models that have settings of their own."""
 
 
 class TraceExtension:
-    """The RPC of the extension `trace`. Used on one thread alone."""
+    """The RPC of the extension `trace`. Used on one thread alone. `sample` is None where there is no collector."""
 
     names: Sequence[str] = ("trace",)
 
-    def __init__(self, repository: RepositoryManager) -> None:
+    def __init__(self, config: ServerConfig, repository: RepositoryManager, sample: Sample | None = None) -> None:
         self._repository = repository
+        self._sample = sample
+        self._defaults = {
+            _LEVEL: _ON if sample else _OFF,
+            "trace_rate": str(config.trace_rate),
+            "trace_count": "-1",
+            "log_frequency": "0",
+            "trace_file": "",
+            "trace_mode": "opentelemetry",
+        }
         self._server: dict[str, str] = {}
         self._models: dict[str, dict[str, str]] = {}
 
@@ -49,12 +57,12 @@ class TraceExtension:
 
         A setting without a value is cleared: a model's is the server's again, the server's the default.
         Raises ModelNotFound, InvalidRequest where a setting is unknown or no such value, NotBuilt where it asks for
-        traces.
+        traces that cannot be had.
         """
         model = request.model_name
         if model and model not in self._repository.models:
             raise ModelNotFound(f"model '{model}' is not known: expected one of {sorted(self._repository.models)}")
-        changes = {name: _value(name, request.settings[name].value) for name in sorted(request.settings)}
+        changes = {name: self._value(name, request.settings[name].value) for name in sorted(request.settings)}
         own = dict(self._models.get(model, {}) if model else self._server)
         for name, value in changes.items():
             if value is None:
@@ -65,29 +73,47 @@ class TraceExtension:
             self._server = own
         elif changes:
             self._models[model] = own
-        settings = ChainMap(own, self._server, _DEFAULTS)
+        if changes and self._sample:
+            models = {name: self._sampling(settings) for name, settings in self._models.items() if settings}
+            self._sample(self._sampling({}), models)
+        settings = ChainMap(own, self._server, self._defaults)
         answer = pb.TraceSettingResponse.SettingValue
-        return pb.TraceSettingResponse(settings={name: answer(value=[settings[name]]) for name in _DEFAULTS})
+        return pb.TraceSettingResponse(settings={name: answer(value=[settings[name]]) for name in self._defaults})
 
+    def _sampling(self, own: Mapping[str, str]) -> Sampling:
+        settings = ChainMap(dict(own), self._server, self._defaults)
+        return Sampling(settings[_LEVEL] == _ON, int(settings["trace_rate"]), int(settings["trace_count"]))
 
-def _value(name: str, values: Sequence[str]) -> str | None:
-    """What a setting is to be, None where it is to be cleared."""
-    if name not in _DEFAULTS:
-        raise InvalidRequest(f"trace setting '{name}' is unknown: expected one of {', '.join(_DEFAULTS)}")
-    if not values:
-        return None
-    if len(values) > 1 and name != _LEVEL:
-        raise InvalidRequest(f"trace setting '{name}' is expected to have one value, got {len(values)}")
-    if name in _LEAST:
-        return _number(name, values[0])
-    unknown = [value for value in values if value not in (_OFF, *_LEVELS_NOT_BUILT)]
-    if name == _LEVEL and unknown:
-        raise InvalidRequest(f"trace_level '{unknown[0]}' is unknown: expected {_OFF}, the only one this server has")
-    if any(value != _DEFAULTS[name] for value in values):
-        raise NotBuilt(
-            f"{name} {', '.join(values)} asks for traces, which this server does not have: expected '{_DEFAULTS[name]}'"
-        )
-    return _DEFAULTS[name]
+    def _value(self, name: str, values: Sequence[str]) -> str | None:
+        """What a setting is to be, None where it is to be cleared."""
+        if name not in self._defaults:
+            raise InvalidRequest(f"trace setting '{name}' is unknown: expected one of {', '.join(self._defaults)}")
+        if not values:
+            return None
+        if name == _LEVEL:
+            return self._level(values)
+        if len(values) > 1:
+            raise InvalidRequest(f"trace setting '{name}' is expected to have one value, got {len(values)}")
+        if name in _LEAST:
+            return _number(name, values[0])
+        if values[0] != self._defaults[name]:
+            raise NotBuilt(
+                f"{name} '{values[0]}' asks for traces of a kind that this server does not have: "
+                f"expected '{self._defaults[name]}'"
+            )
+        return values[0]
+
+    def _level(self, values: Sequence[str]) -> str:
+        unknown = [value for value in values if value not in (_OFF, _ON, _TENSORS)]
+        if unknown:
+            raise InvalidRequest(f"trace_level '{unknown[0]}' is unknown: expected {_OFF} or {_ON}")
+        if _TENSORS in values:
+            raise NotBuilt(f"trace_level {_TENSORS} would put payloads into traces: expected {_OFF} or {_ON}")
+        if _ON not in values:
+            return _OFF
+        if not self._sample:
+            raise NotBuilt(f"trace_level {_ON} needs a collector: start the server with --trace-endpoint")
+        return _ON
 
 
 def _number(name: str, value: str) -> str:

@@ -7,13 +7,10 @@ import logging
 from typing import Protocol
 
 from inferd_server.config import ServerConfig, Transport
-from inferd_server.core.inference import InferenceCore
 from inferd_server.errors import ConfigurationError
-from inferd_server.frontend.access_log import AccessLog
 from inferd_server.frontend.grpc_server import GrpcServer
 from inferd_server.frontend.infer import InferEndpoint
 from inferd_server.frontend.services import Services
-from inferd_server.shared_memory import Regions
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,18 +34,11 @@ class Server(Protocol):
         """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""
 
 
-def listen(
-    config: ServerConfig,
-    core: InferenceCore,
-    services: Services,
-    regions: Regions,
-    access_log: AccessLog | None = None,
-) -> Server:
+def listen(config: ServerConfig, endpoint: InferEndpoint, services: Services) -> Server:
     """The server with the transport that is asked for.
 
     Raises ConfigurationError where it is not installed, or cannot listen.
     """
-    endpoint = InferEndpoint(core, regions, access_log)
     if not _native(config):
         return GrpcServer(config, endpoint, services)
     # Imported when used: it is an extra.

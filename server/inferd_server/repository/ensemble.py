@@ -10,7 +10,7 @@ from inferd_protocol.datatypes import BY_CONFIG
 from inferd_server.errors import LoadError
 from inferd_server.repository.config.declared import DeclaredConfig, DeclaredStep, DeclaredTensor
 from inferd_server.runtime.backend import Dim, Signature, TensorSpec
-from inferd_server.scheduling.pipeline import Graph, Node
+from inferd_server.scheduling.graph import Graph, Node
 
 
 @dataclass(frozen=True, slots=True)

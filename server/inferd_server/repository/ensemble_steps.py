@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from inferd_server.errors import LoadError, ModelNotFound, ModelNotReady
 from inferd_server.repository import ensemble
 from inferd_server.repository.config.declared import DeclaredStep
+from inferd_server.repository.servable import Servable
+from inferd_server.repository.table import ModelTable
 from inferd_server.request import AnswerForm
 from inferd_server.runtime.backend import Signature
-from inferd_server.scheduling.pipeline import BoundStep
-
-if TYPE_CHECKING:
-    # A servable of an ensemble has such steps, and they find servables.
-    from inferd_server.repository.servable import Servable
-    from inferd_server.repository.table import ModelTable
+from inferd_server.scheduling.graph import BoundStep
 
 Found = BoundStep | str
 """A step with the version that serves, or why none does."""

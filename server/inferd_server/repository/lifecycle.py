@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from inferd_server.errors import InvalidRequest, ModelNotFound, ModelNotReady
+from inferd_server.repository.labels import is_label
 from inferd_server.repository.scan import Fingerprint
 from inferd_server.repository.servable import Servable
 
@@ -54,6 +55,46 @@ class ModelEntry:
         """The highest version that is READY: what a request without a version reaches."""
         ready = [entry.servable for _, entry in sorted(self.versions.items()) if entry.servable]
         return ready[-1] if ready else None
+
+
+def unloading(model: ModelEntry) -> ModelEntry:
+    """The entry of a model whose versions finish what they have accepted."""
+    versions = {
+        version: VersionEntry(State.UNLOADING) if entry.servable else entry for version, entry in model.versions.items()
+    }
+    return ModelEntry(versions, model.failure)
+
+
+def unloaded(model: ModelEntry) -> ModelEntry:
+    """The entry once they have."""
+    versions = {
+        version: VersionEntry(State.UNAVAILABLE, "it was unloaded") if entry.state is State.UNLOADING else entry
+        for version, entry in model.versions.items()
+    }
+    return ModelEntry(versions, model.failure)
+
+
+def relabelled(model: ModelEntry, name: str, label: str, version: int) -> ModelEntry:
+    """The entry of model `name` with a label for a version that is READY; without the label for version 0.
+
+    Raises InvalidRequest where the label could be mistaken for a version, ModelNotFound and ModelNotReady where there
+    is no such version to call.
+    """
+    if not is_label(label):
+        raise InvalidRequest(
+            f"label '{label}' is expected to be letters, digits, '_', '-' and '.', the first of them a letter"
+        )
+    if not model.versions:
+        raise ModelNotFound(f"model '{name}' is not loaded: load it before its versions get labels")
+    labels = {key: value for key, value in model.labels.items() if key != label}
+    if version:
+        entry = model.versions.get(version)
+        if entry is None:
+            raise ModelNotFound(f"model '{name}' serves no version {version}: expected one of {list(model.versions)}")
+        if entry.servable is None:
+            raise ModelNotReady(name, version, entry.reason or "it is not loaded: a label moves to none such")
+        labels[label] = version
+    return replace(model, labels=labels)
 
 
 def find(models: Mapping[str, ModelEntry], name: str, version: str) -> Servable:

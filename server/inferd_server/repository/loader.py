@@ -105,7 +105,7 @@ def _load_ensemble(
     config = model_config.resolve_ensemble(declared, server)
     labels = {**steps.labels, **read_labels(steps.signature, declared)}
     pipeline = Pipeline(steps.graph, steps.bind, observer=observe(name, version) if observe else None)
-    return Servable(name, version, ENSEMBLE, config, labels, steps, pipeline, declared)
+    return Servable(name, version, ENSEMBLE, config, labels, steps, pipeline, declared, steps=steps)
 
 
 def _session(declared: DeclaredConfig, server: ServerConfig) -> SessionSettings:

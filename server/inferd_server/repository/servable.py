@@ -10,7 +10,7 @@ from typing import Protocol
 from inferd_protocol.artefact import LABELS_KEY
 
 from inferd_server.errors import LoadError
-from inferd_server.repository.ensemble_steps import EnsembleSteps
+from inferd_server.repository.config.declared import DeclaredStep
 from inferd_server.repository.model_config import DeclaredConfig, ModelConfig
 from inferd_server.repository.response_cache import ServableCache
 from inferd_server.runtime.backend import Signature
@@ -27,6 +27,19 @@ class Loaded(Protocol):
 
     def close(self) -> None:
         """Frees what was loaded. It must not be running."""
+
+
+class Steps(Protocol):
+    """What an ensemble runs."""
+
+    steps: tuple[DeclaredStep, ...]
+
+    @property
+    def model_names(self) -> frozenset[str]:
+        """The models that are run."""
+
+    def check(self) -> None:
+        """Raises ModelNotReady where any step cannot be run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,16 +59,13 @@ class Servable:
     """Its part of the response cache, where its config.pbtxt asks for one and the server has one."""
     sequences: SequenceBatcher | None = None
     """What keeps the state of the model's sequences and feeds the batcher; None for a model that keeps none."""
+    steps: Steps | None = None
+    """Those of an ensemble."""
 
     @property
     def signature(self) -> Signature:
         """The inputs and outputs that callers see: the model's, without the state and controls of its sequences."""
         return self.model.signature if self.sequences is None else self.sequences.signature
-
-    @property
-    def steps(self) -> EnsembleSteps | None:
-        """Those of an ensemble."""
-        return self.model if isinstance(self.model, EnsembleSteps) else None
 
     def close(self, timeout: float) -> bool:
         """Finishes what it has accepted, within `timeout` seconds, and frees the model. False where it still runs."""

@@ -20,5 +20,29 @@ class Observer(Protocol):
         """A request that failed `ns` nanoseconds after it had come; without an error because its caller has gone."""
 
 
+class Several:
+    """Tells several observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
+        """Tells each."""
+        for observer in self._observers:
+            observer.answered(requests)
+
+    def failed(self, work: Work, error: ServerError | None, ns: int) -> None:
+        """Tells each."""
+        for observer in self._observers:
+            observer.failed(work, error, ns)
+
+
 Observe: TypeAlias = Callable[[str, int], Observer]
 """Makes the observer of a model's version."""
+
+
+def together(all_of: Sequence[Observe]) -> Observe | None:
+    """Makes observers that tell one of each; None where there is nobody to tell."""
+    if len(all_of) < 2:
+        return all_of[0] if all_of else None
+    return lambda name, version: Several([observe(name, version) for observe in all_of])

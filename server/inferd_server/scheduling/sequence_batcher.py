@@ -207,7 +207,7 @@ class _Sequence:
 class _Turn:
     """A request of a sequence: the reply that the batcher completes, which lets the next request follow."""
 
-    __slots__ = ("_after", "_front", "deadline_ns", "request_id", "sequence", "step", "work")
+    __slots__ = ("_after", "_front", "deadline_ns", "request_id", "sequence", "step", "trace", "work")
 
     def __init__(self, front: SequenceBatcher, sequence: _Sequence, work: Work, step: SequenceStep) -> None:
         self._front = front
@@ -217,6 +217,7 @@ class _Turn:
         self.step = step
         self.request_id = work.reply.request_id
         self.deadline_ns = work.reply.deadline_ns
+        self.trace = work.reply.trace
         self._after: list[Tensor] | None = None
 
     def cancelled(self) -> bool:

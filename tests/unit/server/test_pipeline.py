@@ -24,7 +24,8 @@ from inferd_server.observability.statistics import Stages
 from inferd_server.request import AnswerForm
 from inferd_server.runtime.backend import Signature, TensorSpec
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
-from inferd_server.scheduling.pipeline import BoundStep, Graph, Node, Pipeline
+from inferd_server.scheduling.graph import BoundStep, Graph, Node
+from inferd_server.scheduling.pipeline import Pipeline
 from inferd_server.scheduling.request_queue import RequestQueue
 from inferd_server.scheduling.scheduler import Closed, Scheduler
 from inferd_server.scheduling.work import Layout, Work
@@ -66,6 +67,7 @@ class Model:
 
 class Caller:
     request_id = "r"
+    trace = None
 
     def __init__(self, deadline_ns: int | None = None) -> None:
         self.deadline_ns = deadline_ns

@@ -103,6 +103,7 @@ class Caller:
     def __init__(self, deadline_ns: int | None = None) -> None:
         self.deadline_ns = deadline_ns
         self.request_id = ""
+        self.trace = None
         self.gone = False
         self.undeliverable: ServerError | None = None
         self.outcome: float | ServerError | None = None

@@ -68,6 +68,8 @@ class Batcher:
 class Endpoint:
     """Takes every message that is not 'refused'."""
 
+    reads_metadata = False
+
     def __init__(self) -> None:
         self.batcher = Batcher()
         self.calls: dict[bytes, Call] = {}
