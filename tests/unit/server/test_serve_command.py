@@ -100,7 +100,7 @@ def test_a_required_model_that_is_not_there_is_named(tmp_path: Path, capsys: pyt
         (["--metrics-port", "-1"], "--metrics-port expects at least 0, got -1"),
         (["--metrics-port", "70000"], "--metrics-port expects at most 65535"),
         (["--metrics-port", "8001"], "--metrics-port and --grpc-port are both 8001: expected two ports"),
-        (["--trace-endpoint", "host:4317"], "--trace-endpoint expects http://HOST:PORT or https://HOST:PORT, got 'host"),
+        (["--trace-endpoint", "host:4317"], "expects http://HOST:PORT or https://HOST:PORT, got 'host:4317'"),
         (["--trace-endpoint", "http://h:1/v1/traces"], "--trace-endpoint expects http://HOST:PORT"),
         (["--trace-rate", "-1"], "--trace-rate expects at least 0, got -1"),
         (["--grpc-use-ssl"], "needs --grpc-server-cert and --grpc-server-key"),
