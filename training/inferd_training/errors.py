@@ -4,6 +4,7 @@
      +- DataError             a data file or folder cannot be used
      |   +- SourceUnavailable  one source cannot give the data; the next may
      +- ModelError            a model file, run folder or setting cannot be used
+     +- AccuracyError         a smaller model answers worse than was allowed
      +- ExportError           the conversion failed
      +- VerificationError     the converted model was refused
      +- PublishError          the artefact was refused, or its place is taken
@@ -28,6 +29,10 @@ class SourceUnavailable(DataError):
 
 class ModelError(TrainingError):
     """A model file, a run folder or a setting cannot be used."""
+
+
+class AccuracyError(TrainingError):
+    """A smaller model answers worse than was allowed."""
 
 
 class ExportError(TrainingError):
