@@ -109,10 +109,7 @@ def passes(comparison: Comparison, max_drop_points: float) -> str:
 
     Raises ModelError for a budget that is not a finite number from 0.
     """
-    if not (math.isfinite(max_drop_points) and max_drop_points >= 0):
-        raise ModelError(
-            f"an accuracy drop of {max_drop_points} points was allowed, where a finite number from 0 was expected"
-        )
+    check_budget(max_drop_points)
     figures = (
         f"{100 * comparison.accuracy_before:.2f} % to {100 * comparison.accuracy_after:.2f} % on "
         f"{comparison.examples} test images"
@@ -130,6 +127,14 @@ def passes(comparison: Comparison, max_drop_points: float) -> str:
             "or allow more"
         )
     return ""
+
+
+def check_budget(max_drop_points: float) -> None:
+    """Raises ModelError for a budget that is not a finite number from 0, before any work is done."""
+    if not (math.isfinite(max_drop_points) and max_drop_points >= 0):
+        raise ModelError(
+            f"an accuracy drop of {max_drop_points} points was allowed, where a finite number from 0 was expected"
+        )
 
 
 def interval(lost: int, gained: int, examples: int) -> tuple[float, float]:
