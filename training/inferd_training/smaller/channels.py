@@ -88,9 +88,11 @@ def find(model: keras.Model) -> Channels:
             # It has as many channels as what comes before it.
             continue
         try:
-            calls = _single(graph, layer)
             width = _width(layer)
-            prunable.append(Prunable(layer.name, width, tuple(_effects(graph, calls.outputs[0], 1))))
+            (channels,) = _single(graph, layer).outputs
+            effects = tuple(_effects(graph, channels, 1))
+            _check_activation(layer)
+            prunable.append(Prunable(layer.name, width, effects))
         except _Left as reason:
             left[layer.name] = str(reason)
     return Channels(tuple(prunable), left)
@@ -115,7 +117,6 @@ def _width(layer: Any) -> int:
         width = layer.filters
     else:
         raise _Left(f"a {type(layer).__name__} layer is not pruned")
-    _check_activation(layer)
     return int(width)
 
 
