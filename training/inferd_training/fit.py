@@ -83,7 +83,7 @@ def settings(
 def train(data: ImageData, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
     """Builds and fits a model. Two runs on one machine with the same settings give the same weights, bit for bit.
 
-    Raises ModelError where the loss is not finite: the learning rate was too high.
+    Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
     """
     seed_all(chosen.seed)
     (scaling,) = family.preprocessing.values()
@@ -129,7 +129,7 @@ def fit(
 ) -> Trained:
     """Fits `model`, which is compiled anew, and keeps its weights of the last epoch.
 
-    `accuracy` is a metric of that name. Raises ModelError where the loss is not finite: the learning rate was too high.
+    `accuracy` is a metric of that name. Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
     """
     steps = chosen.epochs * math.ceil(len(fitted[0]) / chosen.batch_size)
     model.compile(optimizer=_optimizer(chosen, steps), loss=loss, metrics=[accuracy])
@@ -145,8 +145,13 @@ def fit(
     )
     seconds = time.perf_counter() - started
     figures = {name: [float(value) for value in values] for name, values in history.history.items()}
-    if not all(math.isfinite(value) for value in figures["loss"]):
-        raise ModelError(f"the loss is not finite with the learning rate {chosen.learning_rate}: choose a lower one")
+    # A rectifier makes 0 of NaN on some machines, so that the loss may be finite where the weights no longer are.
+    for what, finite in (
+        ("loss is", all(math.isfinite(value) for value in figures["loss"])),
+        ("weights are", all(np.isfinite(weight).all() for weight in model.get_weights())),
+    ):
+        if not finite:
+            raise ModelError(f"the {what} not finite with the learning rate {chosen.learning_rate}: choose a lower one")
     return Trained(model, figures, seconds)
 
 

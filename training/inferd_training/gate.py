@@ -116,12 +116,12 @@ def passes(comparison: Comparison, max_drop_points: float) -> str:
     )
     if comparison.drop > max_drop_points:
         return (
-            f"the accuracy falls by {comparison.drop:.2f} points ({figures}), where at most {max_drop_points:g} were "
+            f"the accuracy falls by {comparison.drop:.4g} points ({figures}), where at most {max_drop_points:g} were "
             "allowed: ask for less, or allow more"
         )
     if comparison.high > max_drop_points + MARGIN:
         return (
-            f"a drop of the accuracy by {comparison.high:.2f} points is not ruled out ({figures}, "
+            f"a drop of the accuracy by {comparison.high:.4g} points is not ruled out ({figures}, "
             f"{comparison.lost + comparison.gained} of them right before or after only), where at most "
             f"{max_drop_points:g} were allowed and {MARGIN:g} are left to chance: give more test images, ask for less, "
             "or allow more"

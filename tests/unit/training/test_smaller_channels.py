@@ -160,6 +160,7 @@ def residual() -> keras.Model:
     hidden = layers.LayerNormalization(name="layer_norm")(hidden)
     hidden = layers.Flatten()(hidden)
     hidden = layers.Dense(5, activation="softmax", name="mixed")(hidden)
+    hidden = layers.Dense(5, activation="relu", name="before_shared")(hidden)
     shared = layers.Dense(5, name="shared")
     hidden = shared(shared(hidden))
     hidden = layers.Dense(4, name="sliced")(hidden)[:, :2]
@@ -175,6 +176,7 @@ def test_what_cannot_go_is_left_and_named() -> None:
         "before_normalisation": "'layer_norm', a LayerNormalization layer, is not known to leave channels apart",
         "layer_norm": "a LayerNormalization layer is not pruned",
         "mixed": "the activation softmax of 'mixed' is not known to leave channels apart",
+        "before_shared": "'shared' is called 2 times",
         "shared": "'shared' is called 2 times",
         "sliced": found.left["sliced"],
         "logits": "its channels are an output of the model",
