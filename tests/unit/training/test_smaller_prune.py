@@ -133,7 +133,7 @@ def test_a_model_without_a_prunable_layer_is_refused() -> None:
 
 def test_a_loss_that_is_not_finite_stops_it(trained: keras.Model) -> None:
     wild = fit.settings(FAMILIES["cnn"], epochs=3, batch_size=16, optimizer="sgd", learning_rate=1e30)
-    with pytest.raises(ModelError, match="(loss is|weights are) not finite"):
+    with pytest.raises(ModelError, match=r"(loss is|weights are) not finite"):
         prune(trained, blobs(240, 0), blobs(60, 1), wild, Pruning(0.5, 2, "l1"))
 
 
