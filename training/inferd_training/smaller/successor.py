@@ -165,9 +165,10 @@ def _write(
         document |= {
             "model_sha256": sha256(new / runs.MODEL),
             "labels": {labelled.name: list(parent.labels)},
-            "preprocessing": {name: asdict(scaling) for name, scaling in made.preprocessing.items()},
             "training": training,
         }
+        if made.preprocessing is not parent.run.preprocessing:
+            document["preprocessing"] = {name: asdict(scaling) for name, scaling in made.preprocessing.items()}
         if data_folder is not None:
             document["data_folder"] = str(data_folder.resolve())
         write_json(new / runs.RUN, document)
