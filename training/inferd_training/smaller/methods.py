@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import keras
 
 DISTIL_EPOCHS = 3
-"""Times the family's. Measured on Fashion-MNIST, a student of half the reference CNN's width: after as many epochs as the
-CNN itself had, it is no better than without its teacher."""
+"""Times the family's. Measured on Fashion-MNIST, a student of half the reference CNN's width: after as many epochs as
+the CNN itself had, it is no better than without its teacher."""
 
 DISTIL_RATE = 2.0
 """Of the family's learning rate. The teacher keeps the student from fitting its images too closely, so that it can
