@@ -6,6 +6,7 @@
      +- ModelError            a model file, run folder or setting cannot be used
      +- ExportError           the conversion failed
      +- VerificationError     the converted model was refused
+     +- OptimiseError         an optimisation was refused or cannot be had
      +- PublishError          the artefact was refused, or its place is taken
 
 Each message is one sentence: what was expected, what came, what to do.
@@ -36,6 +37,10 @@ class ExportError(TrainingError):
 
 class VerificationError(TrainingError):
     """The converted model was refused: it must not be published."""
+
+
+class OptimiseError(TrainingError):
+    """An optimisation was refused or cannot be had."""
 
 
 class PublishError(TrainingError):
