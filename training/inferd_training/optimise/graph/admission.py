@@ -33,8 +33,8 @@ _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorPro
 def admit(proto: onnx.ModelProto) -> str | None:
     """Why a model is left as it is, in one sentence; None where it can be worked on.
 
-    Raises OptimiseError for one that cannot be served anyway: an opset or IR version that the installed runtime does not
-    take, an operator that no runtime has, a graph that onnx.checker refuses, weights that are not numbers.
+    Raises OptimiseError for one that cannot be served anyway: an opset or IR version that the installed runtime does
+    not take, an operator that no runtime has, a graph that onnx.checker refuses, weights that are not numbers.
     """
     try:
         check_operators(proto, check_versions(proto))
@@ -48,9 +48,7 @@ def admit(proto: onnx.ModelProto) -> str | None:
     _check(proto)
     for tensor in _tensors(proto.graph):
         if tensor.data_type in _FLOATS and np.isnan(numpy_helper.to_array(tensor)).any():
-            raise OptimiseError(
-                f"the weights '{tensor.name}' hold NaN, where numbers were expected: train the model again"
-            )
+            raise OptimiseError(f"the weights '{tensor.name}' hold NaN, where numbers were expected: train it again")
     found = sorted({node.op_type for node in nodes(proto.graph)} & _QUANTISED)
     if found:
         return f"nothing was changed: the model is quantised already ({', '.join(found)})"

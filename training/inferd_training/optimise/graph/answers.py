@@ -21,10 +21,10 @@ BATCHES = (1, 3)
 """Rows: alone, and an odd number of them, so that a batch axis that got fixed or lost shows."""
 
 _ROUNDOFFS = {"float16": 32.0, "float32": 256.0, "float64": 4096.0}
-"""Allowed of an output, in units of its dtype's roundoff, relative to its largest element. A weight that took in a scale
-is rounded once more, sums of n terms are taken in another order, which differs by sqrt(n) roundoffs, and layers add up:
-256 roundoffs of float32 are 1.5e-5. What is computed otherwise differs by far more. float16 has too few digits for as
-many, float64 digits to spare."""
+"""Allowed of an output, in units of its dtype's roundoff, relative to its largest element. A weight that took in a
+scale is rounded once more, sums of n terms are taken in another order, which differs by sqrt(n) roundoffs, and layers
+add up: 256 roundoffs of float32 are 1.5e-5. What is computed otherwise differs by far more. float16 has too few digits
+for as many, float64 digits to spare."""
 
 
 class NotComparable(Exception):
@@ -63,7 +63,7 @@ def difference(expected: Reference, proto: onnx.ModelProto) -> str | None:
     try:
         session = _session(proto, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
         answers = [session.run(list(expected.outputs), dict(feed)) for feed in expected.feeds]
-    except Exception as error:  # as above
+    except Exception as error:  # noqa: BLE001 - as above; the caller says so
         return f"ONNX Runtime fails on it: {' '.join(str(error).split())}"
     for before, after in zip(expected.answers, answers, strict=True):
         for name, old, new in zip(expected.outputs, before, after, strict=True):

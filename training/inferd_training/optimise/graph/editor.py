@@ -1,7 +1,7 @@
 """A graph under change: who makes and who uses each tensor, what is constant, what shapes are known.
 
-Only the outermost graph is changed. The bodies of loops and branches see its tensors by name, so what a body uses counts
-as used, and keeps its name.
+Only the outermost graph is changed. The bodies of loops and branches see its tensors by name, so what a body uses
+counts as used, and keeps its name.
 """
 
 from __future__ import annotations

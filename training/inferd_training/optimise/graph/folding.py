@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,10 +149,7 @@ def _fold_chain(editor: Editor, unit: Linear, chain: _Chain, scale: Array, offse
         unit.scale_input(scale)
         if not unit.write(editor):
             return 0, f"{what} before {title(unit.node)} stays: its weights' dtype cannot hold them scaled"
-        for node in affines:
-            found = affine.read(editor, node)
-            assert found is not None
-            editor.bypass(node, found.source)
+        _take_out(editor, affines)
         return len(affines), f"folded {what} into the weights of {title(unit.node)}"
     if (scale == 1).all() or not scale.all():
         return 0, f"{what} before {title(unit.node)} stays: {reason}"
@@ -175,12 +173,16 @@ def _fold_scale_only(
     name = editor.add_constant(added, f"{nearest.output[0]}_offset")
     nearest.CopyFrom(onnx.helper.make_node("Add", [last.source, name], nearest.output[:1], name=nearest.name))
     editor.changed()
-    for node in affines[1:]:
+    _take_out(editor, affines[1:])
+    note = f"folded the scale of {what} into the weights of {title(unit.node)}; the offset stays: {reason}"
+    return len(affines), note
+
+
+def _take_out(editor: Editor, affines: Iterable[onnx.NodeProto]) -> None:
+    for node in affines:
         found = affine.read(editor, node)
-        assert found is not None and editor.bypass(node, found.source)
-    return len(
-        affines
-    ), f"folded the scale of {what} into the weights of {title(unit.node)}; the offset stays: {reason}"
+        if found is not None:
+            editor.bypass(node, found.source)
 
 
 def _channels(scale: Array, offset: Array, unit: Linear, channels: int) -> tuple[Array, Array] | None:

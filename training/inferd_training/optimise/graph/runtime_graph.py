@@ -24,7 +24,7 @@ _LEVELS = {
 
 
 def offline(proto_path: Path, output_path: Path, level: Level = "all") -> Path:
-    """Optimises the ONNX file `proto_path` as ONNX Runtime does when it loads it, and writes the graph to `output_path`.
+    """Optimises the ONNX file `proto_path` as ONNX Runtime does on loading it, and writes the graph to `output_path`.
 
     What is saved is load time: load the file with the same version of ONNX Runtime, on the same kind of machine, with
     its optimisations off. It is derived, not the artefact to publish. It appears whole or not at all, and replaces what

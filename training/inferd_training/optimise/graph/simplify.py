@@ -35,9 +35,9 @@ def simplify(proto: onnx.ModelProto, samples: Mapping[str, NDArray[Any]] | None 
     out where nothing needs them. Inputs, outputs, metadata and opset stay; `proto` is not changed. A stage after which
     onnx.checker refuses the model, or ONNX Runtime answers otherwise, is dropped, and a note says so.
 
-    `samples` are inputs by name to compare the answers on, [rows, ...]; without them, random ones are drawn. A model that
-    nothing can be done to is given back itself. Raises OptimiseError for one that could not be served in any case (see
-    `admission.admit`).
+    `samples` are inputs by name to compare the answers on, [rows, ...]; without them, random ones are drawn. A model
+    that nothing can be done to is given back itself. Raises OptimiseError for one that could not be served in any case
+    (see `admission.admit`).
     """
     reason = admit(proto)
     if reason is not None:
