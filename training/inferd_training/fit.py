@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from inferd_training.data.datasets import ImageData
 from inferd_training.errors import ModelError
@@ -21,6 +23,9 @@ from inferd_training.progress import Progress, Silent
 
 VALIDATION_PART = 1 / 12
 """Of the training images: 5,000 of 60,000, MNIST's own customary split."""
+
+Examples = tuple[NDArray[Any], NDArray[Any]]
+"""Inputs as the model takes them, and what it shall answer; axis 0 is the example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,41 +83,75 @@ def settings(
 def train(data: ImageData, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
     """Builds and fits a model. Two runs on one machine with the same settings give the same weights, bit for bit.
 
-    Turns on TensorFlow's deterministic operations for the rest of the process, and seeds Python, numpy and TensorFlow.
-    Raises ModelError where the loss is not finite: the learning rate was too high.
+    Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
     """
-    keras.utils.set_random_seed(chosen.seed)
-    tf.config.experimental.enable_op_determinism()
+    seed_all(chosen.seed)
     (scaling,) = family.preprocessing.values()
-    order = np.random.default_rng(chosen.seed).permutation(len(data.train_images))
-    held_out = max(1, round(len(order) * VALIDATION_PART))
-    validation, fitted = order[:held_out], order[held_out:]
-    if not len(fitted):
-        raise ModelError(
-            f"{len(order)} training images came, where at least 2 were expected: one is held out for validation"
-        )
-    model = family.build(len(data.labels))
-    steps = chosen.epochs * math.ceil(len(fitted) / chosen.batch_size)
-    model.compile(
-        optimizer=_optimizer(chosen, steps),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+    fitted, validation = split(len(data.train_images), chosen.seed)
+    return fit(
+        family.build(len(data.labels)),
+        (scaling.apply(data.train_images[fitted]), data.train_labels[fitted]),
+        (scaling.apply(data.train_images[validation]), data.train_labels[validation]),
+        chosen,
+        progress,
     )
+
+
+def seed_all(seed: int) -> None:
+    """Seeds Python, numpy and TensorFlow, and has TensorFlow compute the same way each time from now on."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def split(count: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which of `count` training images are fitted and which are held out for validation: two disjoint lists of indices.
+
+    Raises ModelError where there are too few to hold one out.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    held_out = max(1, round(count * VALIDATION_PART))
+    if count <= held_out:
+        raise ModelError(
+            f"{count} training images came, where at least 2 were expected: one is held out for validation"
+        )
+    return order[held_out:], order[:held_out]
+
+
+def fit(
+    model: keras.Model,
+    fitted: Examples,
+    validation: Examples,
+    chosen: Settings,
+    progress: Progress | None = None,
+    *,
+    loss: str | Callable[[Any, Any], Any] = "sparse_categorical_crossentropy",
+    accuracy: str | keras.metrics.Metric = "accuracy",
+) -> Trained:
+    """Fits `model`, which is compiled anew, and keeps its weights of the last epoch.
+
+    `accuracy` is a metric of that name. Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
+    """
+    steps = chosen.epochs * math.ceil(len(fitted[0]) / chosen.batch_size)
+    model.compile(optimizer=_optimizer(chosen, steps), loss=loss, metrics=[accuracy])
     started = time.perf_counter()
     history = model.fit(
-        scaling.apply(data.train_images[fitted]),
-        data.train_labels[fitted],
+        *fitted,
         batch_size=chosen.batch_size,
         epochs=chosen.epochs,
-        validation_data=(scaling.apply(data.train_images[validation]), data.train_labels[validation]),
+        validation_data=validation,
         shuffle=True,
         verbose=0,
         callbacks=[_Report(progress or Silent()), keras.callbacks.TerminateOnNaN()],
     )
     seconds = time.perf_counter() - started
     figures = {name: [float(value) for value in values] for name, values in history.history.items()}
-    if not all(math.isfinite(loss) for loss in figures["loss"]):
-        raise ModelError(f"the loss is not finite with the learning rate {chosen.learning_rate}: choose a lower one")
+    # A rectifier makes 0 of NaN on some machines, so that the loss may be finite where the weights no longer are.
+    for what, finite in (
+        ("loss is", all(math.isfinite(value) for value in figures["loss"])),
+        ("weights are", all(np.isfinite(weight).all() for weight in model.get_weights())),
+    ):
+        if not finite:
+            raise ModelError(f"the {what} not finite with the learning rate {chosen.learning_rate}: choose a lower one")
     return Trained(model, figures, seconds)
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
-_RUN_FILES = {runs.MODEL, runs.RUN, runs.HISTORY, runs.CURVES, runs.METRICS, runs.CONFUSION}
-
 
 def train(
     output: Path,
@@ -49,7 +47,7 @@ def train(
     declared = FAMILIES.get(family)
     if declared is None:
         raise ModelError(f"'{family}' is not a model family: choose from {', '.join(FAMILIES)}")
-    if output.exists() and not (output.is_dir() and holds_only(output, _RUN_FILES)):
+    if output.exists() and not (output.is_dir() and holds_only(output, runs.FILES)):
         raise ModelError(f"{output} holds other files than an earlier training's: give an empty or new folder")
     data = datasets.load(dataset, data_folder, tell=tell)
     tell(f"{data.name}: {len(data.train_images)} training images from {data.source}")
@@ -92,7 +90,7 @@ def evaluate_run(folder: Path, *, data_folder: Path | None = None, tell: Tell) -
     Raises DataError or ModelError.
     """
     run = runs.load(folder)
-    data = _data_of(run, data_folder, tell)
+    data = data_of(run, data_folder, tell)
     from inferd_training import models, plots
 
     ((output, labels),) = run.labels.items()
@@ -110,7 +108,7 @@ def export_run(
 ) -> dict[str, Any]:
     """Exports a run's model, verified on its test images; returns the report. Raises as `pipeline.export` does."""
     run = runs.load(folder)
-    data = _data_of(run, data_folder, tell)
+    data = data_of(run, data_folder, tell)
     from inferd_training.export import pipeline
 
     job = pipeline.Job(
@@ -171,13 +169,14 @@ def verify(
         run = runs.load(keras_model)
         keras_model = run.model
         if samples is None:
-            chosen = _test_images(_data_of(run, data_folder, tell))
+            chosen = _test_images(data_of(run, data_folder, tell))
     from inferd_training.export import pipeline
 
     return pipeline.verify(artefact, keras_model=keras_model, samples=chosen, tolerance=tolerance)
 
 
-def _data_of(run: runs.Run, data_folder: Path | None, tell: Tell) -> ImageData:
+def data_of(run: runs.Run, data_folder: Path | None, tell: Tell) -> ImageData:
+    """The data that a run was trained on, from `data_folder` or from where they were. Raises DataError for others."""
     data = datasets.load(run.dataset, data_folder or run.data_folder, tell=tell)
     if dict(data.sha256) != run.data["sha256"]:
         raise DataError(

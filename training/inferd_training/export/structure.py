@@ -53,8 +53,8 @@ def check_structure(path: Path, layer_names: Collection[str] = ()) -> tuple[Stru
     `layer_names` are the Keras layers to name in messages. Raises VerificationError at the first breach.
     """
     proto = read(path)
-    opset = _check_versions(proto)
-    _check_operators(proto, opset, layer_names)
+    opset = check_versions(proto)
+    check_operators(proto, opset, layer_names)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -82,7 +82,10 @@ def read(path: Path) -> onnx.ModelProto:
         raise VerificationError(f"{path} is not an ONNX file: export the model again") from error
 
 
-def _check_versions(proto: onnx.ModelProto) -> int:
+def check_versions(proto: onnx.ModelProto) -> int:
+    """The opset of ONNX's default domain, where the installed runtime takes it and the IR version; else raises
+    VerificationError.
+    """
     allowed = limits()
     runtime = f"ONNX Runtime {version()}"
     if not 3 <= proto.ir_version <= allowed.ir:
@@ -101,7 +104,8 @@ def _check_versions(proto: onnx.ModelProto) -> int:
     return int(default[0])
 
 
-def _check_operators(proto: onnx.ModelProto, opset: int, layer_names: Collection[str]) -> None:
+def check_operators(proto: onnx.ModelProto, opset: int, layer_names: Collection[str] = ()) -> None:
+    """Raises VerificationError for an operator, in whichever graph of the model, that ONNX does not define."""
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     for node in nodes(proto.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
