@@ -27,5 +27,8 @@ TRAINING_KEY = "inferd.training"
 DATA_KEY = "inferd.data"
 """ONNX metadata, JSON: the dataset's name, its source, and the SHA-256 of each of its files."""
 
+OPTIMISATION_KEY = "inferd.optimisation"
+"""ONNX metadata, JSON: the SHA-256 of the export that the model was made of, how, and what the gate found."""
+
 VERSIONS_KEY = "inferd.versions"
 """ONNX metadata, JSON: {package: version} of everything that shaped the artefact."""

@@ -86,7 +86,7 @@ def _export_into(job: Job, folder: Path, tell: Callable[[str], None]) -> dict[st
     structure, runtime = check_structure(path, models.layer_names(model))
     tell("comparing ONNX Runtime with Keras")
     parity = compare(model, runtime, reference, samples, job.preprocessing, job.tolerance)
-    golden = write_golden(folder / GOLDEN_FILE, samples, parity, runtime)
+    golden = write_golden(folder / GOLDEN_FILE, samples, parity.onnx, runtime, parity.tolerance)
     if not golden:
         tell(f"no {GOLDEN_FILE}: one row of the samples is too large for it")
     if metrics:
