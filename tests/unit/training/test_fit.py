@@ -97,5 +97,7 @@ def test_settings_out_of_range_are_refused(given: dict[str, object], message: st
 
 def test_a_training_that_diverges_is_refused(data: ImageData) -> None:
     chosen = fit.settings(CNN, epochs=2, batch_size=8, optimizer="sgd", learning_rate=1e30)
-    with pytest.raises(ModelError, match=r"(loss is|weights are) not finite with the learning rate 1e\+30: choose a lower one"):
+    with pytest.raises(
+        ModelError, match=r"(loss is|weights are) not finite with the learning rate 1e\+30: choose a lower one"
+    ):
         fit.train(data, CNN, chosen)

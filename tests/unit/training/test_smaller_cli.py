@@ -180,7 +180,10 @@ def test_what_the_gate_refuses_is_not_written(
         (["prune", "{tmp}"], "is not a run folder"),
         (["prune", "{run}", "--data-dir", "{tmp}/nowhere"], "nowhere is not a folder"),
         (["prune", "{run}", "--data-dir", "{other}"], "are not those that"),
-        (["prune", "{run}", "--optimizer", "sgd", "--learning-rate", "1e30"], "not finite with the learning rate 1e+30: choose a lower one"),
+        (
+            ["prune", "{run}", "--optimizer", "sgd", "--learning-rate", "1e30"],
+            "not finite with the learning rate 1e+30: choose a lower one",
+        ),
         (["finetune", "{run}", "--learning-rate", "-1"], "the learning rate -1.0"),
         (["distill", "{run}", "--width", "0"], "the width 0.0 was asked for"),
         (["distill", "{run}", "--student", "vit"], "'vit' is not a model family: choose from"),
