@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from inferd_protocol.artefact import OPTIMISATION_KEY
 from inferd_protocol.datatypes import BY_NAME
 
 from inferd_training.errors import VerificationError
@@ -14,6 +15,8 @@ from inferd_training.export.layers import layer_of, nodes
 from inferd_training.export.runtime import Limits, Runtime, limits, version
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+_RUNTIME_DOMAINS = {"com.microsoft"}
+"""ONNX Runtime's own operators."""
 
 _FIXES = {"Erfc": "use keras.activations.gelu with approximate=True"}
 """By the operator that no runtime has: what to write in Keras instead."""
@@ -54,7 +57,9 @@ def check_structure(path: Path, layer_names: Collection[str] = ()) -> tuple[Stru
     """
     proto = read(path)
     opset = check_versions(proto)
-    check_operators(proto, opset, layer_names)
+    # What was optimised for a machine may use what only its runtime has: that runtime is asked below.
+    optimised = any(entry.key == OPTIMISATION_KEY for entry in proto.metadata_props)
+    check_operators(proto, opset, layer_names, _RUNTIME_DOMAINS if optimised else ())
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -104,11 +109,18 @@ def check_versions(proto: onnx.ModelProto) -> int:
     return int(default[0])
 
 
-def check_operators(proto: onnx.ModelProto, opset: int, layer_names: Collection[str] = ()) -> None:
-    """Raises VerificationError for an operator, in whichever graph of the model, that ONNX does not define."""
+def check_operators(
+    proto: onnx.ModelProto, opset: int, layer_names: Collection[str] = (), domains: Collection[str] = ()
+) -> None:
+    """Raises VerificationError for an operator, in whichever graph of the model, that ONNX does not define.
+
+    Operators of `domains` are the runtime's own, which is asked for them when it loads the file.
+    """
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     for node in nodes(proto.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.domain in domains:
+            continue
         # Without a domain of its own in the file, an operator counts as the default domain's.
         if node.domain in _DOMAINS and onnx.defs.has(node.op_type, versions.get(domain, opset), domain):
             continue

@@ -20,6 +20,8 @@ from inferd_training.optimise.variants import named, pool_first
 
 Tell = Callable[[str], None]
 
+_LONGEST_RUN_SECONDS = 0.02
+"""Batches that take longer are left out of the search, though not of the judgement: a search is many runs."""
 _ROUNDS = 5
 """Of a comparison during the search: an odd number, whose median one disturbed round does not move."""
 
@@ -106,7 +108,7 @@ class Workshop:
         self._note_time(prefix, found)
         for method in Calibration:
             try:
-                of_tensors = quantise.calibrate(proto, self.calibration, method)
+                of_tensors = quantise.calibrate(proto, self.calibration, method, found.nodes)
                 made.append(
                     self._candidate(
                         f"{prefix}INT8 mixed, {method}", proto, of_tensors, found.nodes, method, found.moves
@@ -158,6 +160,9 @@ class Workshop:
     ) -> tuple[Found, float]:
         """The fastest set of nodes, and its gain over `plain`."""
         feeds = sessions.feeds(self.samples)
+        plain_session = sessions.load(plain, self.threads)
+        quick = {rows: feed for rows, feed in feeds.items() if plain_session.seconds(feed, 1) <= _LONGEST_RUN_SECONDS}
+        feeds = quick or dict([min(feeds.items())])
         kept: dict[frozenset[str], sessions.Session] = {}
 
         def session(chosen: frozenset[str]) -> sessions.Session:
@@ -172,8 +177,7 @@ class Workshop:
             return sessions.overall(gained)
 
         found = search(groups(proto, nodes), evaluate, self.seconds)
-        reference = sessions.load(plain, self.threads)
-        return found, sessions.overall(sessions.gains(reference, session(found.nodes), feeds, _ROUNDS))
+        return found, sessions.overall(sessions.gains(plain_session, session(found.nodes), feeds, _ROUNDS))
 
     def _note_time(self, prefix: str, found: Found) -> None:
         if not found.complete:
