@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from inferd_training.optimise.graph import folding, layout, slimming
+from inferd_training.optimise.graph import folding, layout, patterns, slimming
 from inferd_training.optimise.graph.admission import admit
 from inferd_training.optimise.graph.answers import NotComparable, Reference, difference, reference
 from inferd_training.optimise.graph.editor import Editor
@@ -75,6 +75,7 @@ _STAGES: tuple[tuple[str, tuple[Stage, ...]], ...] = (
         "constant folding",
         (lambda proto: _slimmed(proto, cautious=False), lambda proto: _slimmed(proto, cautious=True)),
     ),
+    ("patterns", (_edited(patterns.join),)),
     ("layout", (_edited(layout.straighten),)),
     ("folding into weights before", (_edited(folding.fold_behind),)),
     ("folding into weights behind", (_edited(folding.fold_before),)),
