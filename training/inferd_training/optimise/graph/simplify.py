@@ -14,6 +14,8 @@ from inferd_training.optimise.graph.admission import admit
 from inferd_training.optimise.graph.answers import NotComparable, Reference, difference, reference
 from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.interface import frozen, kept
+from inferd_training.optimise.graph.normalisation import fuse_normalisations
+from inferd_training.optimise.graph.recurrent import tidy_recurrent
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ _STAGES: tuple[tuple[str, tuple[Stage, ...]], ...] = (
         "constant folding",
         (lambda proto: _slimmed(proto, cautious=False), lambda proto: _slimmed(proto, cautious=True)),
     ),
+    ("normalisations", (_edited(fuse_normalisations),)),
+    ("recurrent layers", (_edited(tidy_recurrent),)),
     ("layout", (_edited(layout.straighten),)),
     ("folding into weights before", (_edited(folding.fold_behind),)),
     ("folding into weights behind", (_edited(folding.fold_before),)),
