@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from inferd_training.optimise.graph.editor import Editor, Shape
+from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.nodes import attribute
+from inferd_training.optimise.graph.shapes import Shape
 
 Array = NDArray[np.float64]
 
@@ -35,7 +36,7 @@ def read(editor: Editor, node: onnx.NodeProto) -> Affine | None:
         return _batch_normalisation(editor, node)
     if node.op_type == "Neg":
         shape = editor.shape(node.input[0])
-        return None if shape is None else _affine(node.input[0], shape, np.float64(-1), np.float64(0))
+        return None if shape is None else _affine(node.input[0], shape, np.array(-1.0), np.array(0.0))
     if node.op_type not in ("Mul", "Div", "Add", "Sub"):
         return None
     left, right = (editor.constant(name) for name in node.input)

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from inferd_training.optimise.graph.nodes import attribute, bodies, copied
-
-Shape = tuple[int | str | None, ...]
-"""Extents; a name where two extents of the same name are equal, None where nothing is known."""
+from inferd_training.optimise.graph.shapes import Shape, inferred
 
 _CONSTANTS = {
     "value": None,
@@ -43,7 +41,7 @@ class Editor:
         self.nodes = [copied(node) for node in graph.node]
         self._initialisers = {tensor.name: tensor for tensor in graph.initializer}
         self._values: dict[str, NDArray[Any]] = {}
-        self._shapes, self._element_types = _inferred(self.proto)
+        self._shapes, self._element_types = inferred(self.proto)
         self._outputs = {end.name for end in graph.output}
         self._inputs = {end.name for end in graph.input}
         self._taken = set(_names(graph))
@@ -66,6 +64,11 @@ class Editor:
         if name in self._initialisers:
             return tuple(self._initialisers[name].dims)
         return self._shapes.get(name)
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's default domain."""
+        return next(int(entry.version) for entry in self.proto.opset_import if entry.domain in ("", "ai.onnx"))
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor is known to hold float16, float32 or float64 values."""
@@ -104,12 +107,21 @@ class Editor:
         """The node that makes a tensor; None for inputs and initialisers."""
         return self._made_by.get(name)
 
+    def users(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that use a tensor as an input; bodies that see it are not among them."""
+        return list(self._users.get(name, ()))
+
     def only_user(self, name: str) -> onnx.NodeProto | None:
         """The node that uses a tensor, where nothing else does: no other node, no body, no output of the graph."""
         if self._uses[name] != 1 or self._stays(name):
             return None
         (node,) = self._users[name]
         return node
+
+    def describe(self, name: str, shape: Shape, element_type: int) -> None:
+        """Says what a new tensor is."""
+        self._shapes[name] = shape
+        self._element_types[name] = element_type
 
     def add_constant(self, array: NDArray[Any], like: str) -> str:
         """Adds an initialiser under a new name that starts as `like`; gives the name."""
@@ -167,7 +179,7 @@ class Editor:
 
     def built(self) -> onnx.ModelProto:
         """The model without the nodes and initialisers that nothing uses any more."""
-        self._drop_dead_nodes()
+        self.sweep()
         used = set(self._uses) | self._captured | self._outputs
         graph = self.proto.graph
         del graph.node[:]
@@ -184,7 +196,8 @@ class Editor:
         result.CopyFrom(self.proto)
         return result
 
-    def _drop_dead_nodes(self) -> None:
+    def sweep(self) -> None:
+        """Takes out the nodes whose outputs nothing uses."""
         while True:
             used = set(self._uses) | self._captured | self._outputs
             alive = [node for node in self.nodes if any(name in used for name in node.output)]
@@ -210,35 +223,3 @@ def _names(graph: onnx.GraphProto) -> Iterable[str]:
         yield from node.output
         for body in bodies(node):
             yield from _names(body)
-
-
-def _inferred(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Shapes and element types by tensor name: what ONNX infers from the graph's inputs, else what the file says."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
-    del bare.graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
-    shapes: dict[str, Shape] = {}
-    types: dict[str, int] = {}
-    for value in proto.graph.value_info:
-        tensor = value.type.tensor_type
-        types[value.name] = tensor.elem_type
-        if tensor.HasField("shape"):
-            # Without its names: a converter may have given the same one to different extents.
-            shapes[value.name] = tuple(extent if isinstance(extent, int) else None for extent in _extents(tensor))
-    for ends in (graph.value_info, graph.input, graph.output):
-        for value in ends:
-            tensor = value.type.tensor_type
-            types[value.name] = tensor.elem_type or types.get(value.name, 0)
-            if tensor.HasField("shape"):
-                extents, said = _extents(tensor), shapes.get(value.name, ())
-                if len(extents) == len(said):
-                    extents = tuple(
-                        a if isinstance(a, int) or b is None else b for a, b in zip(extents, said, strict=True)
-                    )
-                shapes[value.name] = extents
-    return shapes, types
-
-
-def _extents(tensor: onnx.TypeProto.Tensor) -> Shape:
-    return tuple(int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)

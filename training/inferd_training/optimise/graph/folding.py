@@ -50,7 +50,7 @@ def _fold_one_behind(editor: Editor, unit: Linear) -> str | None:
         carried = [movement.backward(editor, node, array) for array in (scale, offset)]
         if carried[0] is None or carried[1] is None:
             return None
-        scale, offset = carried
+        scale, offset = carried[0], carried[1]
     vectors = _channels(scale, offset, unit, unit.channels_out)
     if vectors is None or (vectors[1].any() and not unit.takes_bias):
         return None
@@ -136,7 +136,7 @@ def _chain(editor: Editor, path: list[onnx.NodeProto]) -> _Chain | None:
         carried = [movement.forward(editor, node, array) for array in (scale, offset)]
         if carried[0] is None or carried[1] is None:
             return None
-        scale, offset = carried
+        scale, offset = carried[0], carried[1]
     return _Chain(tuple(path), first.source, scale, offset)
 
 

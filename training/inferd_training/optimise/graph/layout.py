@@ -8,8 +8,11 @@ import numpy as np
 import onnx
 
 from inferd_training.optimise.graph import linear, movement
-from inferd_training.optimise.graph.editor import Editor, Shape
+from inferd_training.optimise.graph.commuting import transpose_first
+from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.nodes import set_attribute
+from inferd_training.optimise.graph.reshaping import make_reshape, target_of
+from inferd_training.optimise.graph.shapes import Shape
 
 
 def straighten(editor: Editor) -> tuple[int, list[str]]:
@@ -18,8 +21,13 @@ def straighten(editor: Editor) -> tuple[int, list[str]]:
     Gives how many steps that took, and notes.
     """
     done: Counter[str] = Counter()
-    while step := next(filter(None, (_step(editor, node) for node in editor.nodes)), None):
-        done[step] += 1
+    changed = True
+    while changed:
+        # A step takes out no node but the one that it looks at, or one before it.
+        steps = [step for node in list(editor.nodes) if (step := _step(editor, node)) is not None]
+        editor.sweep()
+        changed = bool(steps)
+        done.update(steps)
     for node in list(editor.nodes):
         if _permuted(editor, node):
             done["Transpose before a row is multiplied: the weights are transposed instead"] += 1
@@ -47,18 +55,18 @@ def _transpose_step(editor: Editor, node: onnx.NodeProto) -> str | None:
         if first is not None and editor.only_user(source) is node:
             node.input[0] = before.input[0]
             set_attribute(node, "perm", [first[axis] for axis in axes])
-            editor.changed()
+            editor.remove(before)
             return "two Transposes: joined"
     shape = editor.shape(source)
     if shape is None or axes == tuple(range(len(axes))):
         return None
     # Axes of one element may be anywhere: as long as the others keep their order, so do the elements.
     long = [axis for axis in axes if shape[axis] != 1]
-    target = _target(shape, tuple(shape[axis] for axis in axes))
-    if long != sorted(long) or target is None:
-        return None
-    _make_reshape(editor, node, source, target)
-    return "Transpose of axes of one element: a Reshape"
+    target = target_of(shape, tuple(shape[axis] for axis in axes))
+    if long == sorted(long) and target is not None:
+        make_reshape(editor, node, source, target)
+        return "Transpose of axes of one element: a Reshape"
+    return "Transpose behind a reshape: put before it" if transpose_first(editor, node) else None
 
 
 def _reshape_step(editor: Editor, node: onnx.NodeProto) -> str | None:
@@ -72,36 +80,17 @@ def _reshape_step(editor: Editor, node: onnx.NodeProto) -> str | None:
     before = editor.producer(source)
     if before is not None and before.op_type in movement.RESHAPES and movement.moves(before):
         earlier = editor.shape(before.input[0])
-        target = None if earlier is None else _target(earlier, new)
+        target = None if earlier is None else target_of(earlier, new)
         if target is not None and editor.only_user(source) is node:
-            _make_reshape(editor, node, before.input[0], target)
+            make_reshape(editor, node, before.input[0], target)
+            editor.remove(before)
             return "two reshapes: joined"
     if node.op_type == "Reshape" and editor.constant(node.input[1]) is None:
-        target = _target(old, new)
+        target = target_of(old, new)
         if target is not None:
-            _make_reshape(editor, node, source, target)
+            make_reshape(editor, node, source, target)
             return "Reshape to a computed shape: to a constant one"
     return None
-
-
-def _make_reshape(editor: Editor, node: onnx.NodeProto, source: str, target: list[int]) -> None:
-    shape = editor.add_constant(np.array(target, np.int64), f"{node.output[0]}_shape")
-    node.CopyFrom(onnx.helper.make_node("Reshape", [source, shape], node.output[:1], name=node.name))
-    editor.changed()
-
-
-def _target(old: Shape, new: Shape) -> list[int] | None:
-    """What a Reshape from one shape to another is asked for: -1 for one extent that is not known, 0 for an axis that
-    both have in the same place. None where that does not say it.
-    """
-    free = [axis for axis, extent in enumerate(new) if not isinstance(extent, int)]
-    if 0 in new:
-        return None
-    if len(free) > 1:
-        free = [axis for axis in free if axis >= len(old) or not isinstance(old[axis], str) or old[axis] != new[axis]]
-    if len(free) > 1:
-        return None
-    return [extent if isinstance(extent, int) else -1 if axis in free else 0 for axis, extent in enumerate(new)]
 
 
 def _equal(old: Shape, new: Shape) -> bool:
@@ -138,5 +127,5 @@ def _permuted(editor: Editor, node: onnx.NodeProto) -> bool:
     unit.weights = weights
     if not unit.write(editor):
         return False
-    _make_reshape(editor, path[0], name, [-1, unit.channels_in])
+    make_reshape(editor, path[0], name, [-1, unit.channels_in])
     return True

@@ -45,12 +45,12 @@ class Linear:
     @property
     def channels_in(self) -> int:
         """How many channels x has."""
-        return self.weights.shape[0] * self.weights.shape[2]
+        return int(self.weights.shape[0] * self.weights.shape[2])
 
     @property
     def channels_out(self) -> int:
         """How many channels the result has."""
-        return self.weights.shape[0] * self.weights.shape[1]
+        return int(self.weights.shape[0] * self.weights.shape[1])
 
     def channel_axis(self, rank: int) -> int:
         """The axis of x, and of the result, that counts the channels."""

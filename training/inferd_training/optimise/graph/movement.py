@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from inferd_training.optimise.graph.editor import Editor, Shape
+from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.nodes import attribute
+from inferd_training.optimise.graph.shapes import Shape
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 """They give the elements in the order in which they came, under other axes."""

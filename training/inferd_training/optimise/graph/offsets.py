@@ -17,7 +17,7 @@ _MOST_CANCELLED = 16.0
 """By how much the terms may be larger than their sum. (x - 1e6) * w is exact to the last digit, x * w - 1e6 * w is not:
 each doubling costs a bit of the 24 that a float32 has, and 4 bits leave an error of 1e-6."""
 
-_RANGES = {
+_RANGES: dict[int, tuple[float, float]] = {
     TensorProto.UINT8: (0.0, 255.0),
     TensorProto.INT8: (-128.0, 127.0),
     TensorProto.UINT16: (0.0, 65535.0),

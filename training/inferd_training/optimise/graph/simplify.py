@@ -9,11 +9,14 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from inferd_training.optimise.graph import folding, layout, patterns, slimming
+from inferd_training.optimise.graph import folding, layout, slimming
 from inferd_training.optimise.graph.admission import admit
 from inferd_training.optimise.graph.answers import NotComparable, Reference, difference, reference
 from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.interface import frozen, kept
+from inferd_training.optimise.graph.normalisation import fuse_normalisations
+from inferd_training.optimise.graph.recurrent import tidy_recurrent
+from inferd_training.optimise.graph.selection import join_selections
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,9 @@ _STAGES: tuple[tuple[str, tuple[Stage, ...]], ...] = (
         "constant folding",
         (lambda proto: _slimmed(proto, cautious=False), lambda proto: _slimmed(proto, cautious=True)),
     ),
-    ("patterns", (_edited(patterns.join),)),
+    ("normalisations", (_edited(fuse_normalisations),)),
+    ("recurrent layers", (_edited(tidy_recurrent),)),
+    ("selections by a mask", (_edited(join_selections),)),
     ("layout", (_edited(layout.straighten),)),
     ("folding into weights before", (_edited(folding.fold_behind),)),
     ("folding into weights behind", (_edited(folding.fold_before),)),
