@@ -129,7 +129,8 @@ def fit(
 ) -> Trained:
     """Fits `model`, which is compiled anew, and keeps its weights of the last epoch.
 
-    `accuracy` is a metric of that name. Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
+    `accuracy` is a metric of that name. Raises ModelError where the loss or a weight is not finite: the learning rate
+    was too high.
     """
     steps = chosen.epochs * math.ceil(len(fitted[0]) / chosen.batch_size)
     model.compile(optimizer=_optimizer(chosen, steps), loss=loss, metrics=[accuracy])

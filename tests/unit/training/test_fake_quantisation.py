@@ -168,5 +168,5 @@ def test_a_model_with_nothing_to_round_is_refused() -> None:
 
 def test_a_loss_that_is_not_finite_stops_it() -> None:
     wild = fit.settings(FAMILIES["cnn"], epochs=3, batch_size=8, optimizer="sgd", learning_rate=1e30)
-    with pytest.raises(ModelError, match="(loss is|weights are) not finite"):
+    with pytest.raises(ModelError, match=r"(loss is|weights are) not finite"):
         finetune(classifier(), images(96, 0), images(24, 1), wild)

@@ -1,5 +1,7 @@
 """Pruning on arrays: measures of importance, the schedule, and what is refused."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from inferd_training.smaller.prune import Pruning, prune, remaining, shares
 from keras import layers
 
 CHOSEN = fit.settings(FAMILIES["cnn"], epochs=6, batch_size=16, learning_rate=5e-3)
+SHORT = replace(CHOSEN, epochs=1)
 
 
 def blobs(count: int, seed: int) -> Examples:
@@ -100,7 +103,7 @@ def test_half_of_a_network_answers_as_well(trained: keras.Model, importance: str
 
 def test_two_prunings_give_the_same_weights(trained: keras.Model) -> None:
     first, second = (
-        prune(trained, blobs(48, 0), blobs(12, 1), CHOSEN, Pruning(0.5, 2, "l1")).trained.model.get_weights()
+        prune(trained, blobs(48, 0), blobs(12, 1), SHORT, Pruning(0.5, 1, "taylor")).trained.model.get_weights()
         for _ in range(2)
     )
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -133,7 +136,7 @@ def test_a_model_without_a_prunable_layer_is_refused() -> None:
 
 def test_a_loss_that_is_not_finite_stops_it(trained: keras.Model) -> None:
     wild = fit.settings(FAMILIES["cnn"], epochs=3, batch_size=16, optimizer="sgd", learning_rate=1e30)
-    with pytest.raises(ModelError, match="(loss is|weights are) not finite"):
+    with pytest.raises(ModelError, match=r"(loss is|weights are) not finite"):
         prune(trained, blobs(240, 0), blobs(60, 1), wild, Pruning(0.5, 2, "l1"))
 
 

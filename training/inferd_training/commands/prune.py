@@ -28,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--importance",
         choices=("l1", "taylor"),
-        default="l1",
+        default="taylor",
         help="what a channel is judged by: the sum of its weights, or what it does to the loss (default: %(default)s)",
     )
 

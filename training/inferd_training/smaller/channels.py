@@ -53,8 +53,10 @@ _CHANNELWISE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a layer behind a channel loses with it. The channel is `repeat` elements of the layer's last axis: 1, or as
-    many as there were places when it was flattened. `sums`: the layer sums over them, else it has weights for each.
+    """What a layer behind a channel loses with it: `repeat` elements of its last input axis.
+
+    That is 1, or as many as there were places when the channel was flattened. `sums`: the layer sums over them, else it
+    has weights for each.
     """
 
     layer: str

@@ -67,4 +67,5 @@ def _of(call: Call) -> int | None:
         return None
     # Each output element is the sum over a kernel's elements; only a depthwise kernel has none for other channels.
     kernel = layer.kernel.shape
-    return math.prod(extents) * math.prod(kernel[:-2] if isinstance(layer, layers.DepthwiseConv2D) else kernel[:-1])
+    summed = kernel[:-2] if isinstance(layer, layers.DepthwiseConv2D) else kernel[:-1]
+    return int(math.prod(extents) * math.prod(summed))

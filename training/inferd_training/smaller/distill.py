@@ -82,10 +82,8 @@ def distil(
         )
     return fit.fit(
         student,
-        *(
-            (inputs, _targets(truth, answers))
-            for (inputs, truth), answers in zip((fitted, validation), teacher, strict=True)
-        ),
+        (fitted[0], _targets(fitted[1], teacher[0])),
+        (validation[0], _targets(validation[1], teacher[1])),
         chosen,
         progress,
         loss=distillation_loss(distillation),

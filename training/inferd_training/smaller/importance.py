@@ -38,7 +38,7 @@ def by_taylor(
     """
     layers = [model.get_layer(name) for name in names]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def contributions(inputs: tf.Tensor, truth: tf.Tensor) -> list[tf.Tensor]:
         weights = [[weight.value for weight in layer.weights] for layer in layers]
         with tf.GradientTape() as tape:

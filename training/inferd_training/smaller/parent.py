@@ -47,7 +47,7 @@ class Parent:
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes."""
-        ((labels),) = self.run.labels.values()
+        (labels,) = self.run.labels.values()
         return tuple(labels)
 
     @property

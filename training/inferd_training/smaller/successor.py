@@ -86,9 +86,13 @@ def probabilities(model: keras.Model, preprocessing: Mapping[str, Scaling], part
 
 def figures(model: keras.Model, preprocessing: Mapping[str, Scaling], parent: Parent) -> Figures:
     """Measures a model on the parent's validation and test images. Raises ModelError for answers that are none."""
-    answers = {part: probabilities(model, preprocessing, part) for part in (parent.validation, parent.test)}
-    accuracies = [evaluate(found, part.truth, parent.labels).accuracy for part, found in answers.items()]
-    return Figures(cost(model), *accuracies, answers[parent.test].argmax(axis=1))
+    validation, test = (probabilities(model, preprocessing, part) for part in (parent.validation, parent.test))
+    return Figures(
+        cost=cost(model),
+        validation_accuracy=evaluate(validation, parent.validation.truth, parent.labels).accuracy,
+        test_accuracy=evaluate(test, parent.test.truth, parent.labels).accuracy,
+        predicted=test.argmax(axis=1),
+    )
 
 
 def conclude(parent: Parent, made: Successor, target: Target, data_folder: Path | None, tell: Tell) -> dict[str, Any]:
@@ -161,9 +165,10 @@ def _write(
         document |= {
             "model_sha256": sha256(new / runs.MODEL),
             "labels": {labelled.name: list(parent.labels)},
-            "preprocessing": {name: asdict(scaling) for name, scaling in made.preprocessing.items()},
             "training": training,
         }
+        if made.preprocessing is not parent.run.preprocessing:
+            document["preprocessing"] = {name: asdict(scaling) for name, scaling in made.preprocessing.items()}
         if data_folder is not None:
             document["data_folder"] = str(data_folder.resolve())
         write_json(new / runs.RUN, document)
@@ -180,7 +185,7 @@ def table(report: Mapping[str, Any]) -> str:
     lines += [f"{name.replace('_', ' '):<20}  {before[name]:>12{form}}  {after[name]:>12{form}}" for name, form in rows]
     found = Comparison(**report["comparison"])
     lines.append(
-        f"test accuracy falls by {found.drop:.2f} points, 95 % interval {found.low:.2f} to {found.high:.2f}; both give "
+        f"test accuracy {-found.drop:+.2f} points, 95 % interval {-found.high:+.2f} to {-found.low:+.2f}; both give "
         f"{found.agreement:.2%} of the images the same class"
     )
     lines.append(f"the class that changed for the worst: {found.worst_label}, recall {found.worst_change:+.2f} points")
