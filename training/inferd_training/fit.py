@@ -1,6 +1,6 @@
 """Training: from a verified data set and a family to a fitted model, the same on every run.
 
-The test images are not touched here: what the curves show besides the training images is a part held out from them.
+The test examples are not touched here: what the curves show besides the fitted examples is the validation part.
 """
 
 from __future__ import annotations
@@ -11,16 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from inferd_training.data.datasets import ImageData
+from inferd_training.data.dataset import Dataset, Part
 from inferd_training.errors import ModelError
 from inferd_training.families.family import Family
 from inferd_training.progress import Progress, Silent
-
-VALIDATION_PART = 1 / 12
-"""Of the training images: 5,000 of 60,000, MNIST's own customary split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def settings(
     return chosen
 
 
-def train(data: ImageData, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
+def train(data: Dataset, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
     """Builds and fits a model. Two runs on one machine with the same settings give the same weights, bit for bit.
 
     Turns on TensorFlow's deterministic operations for the rest of the process, and seeds Python, numpy and TensorFlow.
@@ -83,14 +80,7 @@ def train(data: ImageData, family: Family, chosen: Settings, progress: Progress 
     """
     keras.utils.set_random_seed(chosen.seed)
     tf.config.experimental.enable_op_determinism()
-    (scaling,) = family.preprocessing.values()
-    order = np.random.default_rng(chosen.seed).permutation(len(data.train_images))
-    held_out = max(1, round(len(order) * VALIDATION_PART))
-    validation, fitted = order[:held_out], order[held_out:]
-    if not len(fitted):
-        raise ModelError(
-            f"{len(order)} training images came, where at least 2 were expected: one is held out for validation"
-        )
+    fitted, validation = data.split(chosen.seed)
     model = family.build(len(data.labels))
     steps = chosen.epochs * math.ceil(len(fitted) / chosen.batch_size)
     model.compile(
@@ -100,11 +90,10 @@ def train(data: ImageData, family: Family, chosen: Settings, progress: Progress 
     )
     started = time.perf_counter()
     history = model.fit(
-        scaling.apply(data.train_images[fitted]),
-        data.train_labels[fitted],
+        *_examples(family, fitted),
         batch_size=chosen.batch_size,
         epochs=chosen.epochs,
-        validation_data=(scaling.apply(data.train_images[validation]), data.train_labels[validation]),
+        validation_data=_examples(family, validation),
         shuffle=True,
         verbose=0,
         callbacks=[_Report(progress or Silent()), keras.callbacks.TerminateOnNaN()],
@@ -114,6 +103,12 @@ def train(data: ImageData, family: Family, chosen: Settings, progress: Progress 
     if not all(math.isfinite(loss) for loss in figures["loss"]):
         raise ModelError(f"the loss is not finite with the learning rate {chosen.learning_rate}: choose a lower one")
     return Trained(model, figures, seconds)
+
+
+def _examples(family: Family, part: Part) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Inputs as the family's model takes them, and the classes. A family of this package has one input."""
+    scaling = next(iter(family.preprocessing.values()), None)
+    return (part.inputs if scaling is None else scaling.apply(part.inputs), part.truth)
 
 
 def _optimizer(chosen: Settings, steps: int) -> keras.optimizers.Optimizer:
