@@ -32,11 +32,16 @@ PACKAGES = {
 
 _PAGE = re.compile(r"\./usr/share/man/(?:[a-z]{2}(?:_[A-Z]{2})?/)?(man[1-9]/[^/]+)\.gz")
 
+_WORD = re.compile(r"[^\W\d_]+")
+
 _MOST_BYTES = 4 * 2**20
 """Of one page: the largest has 130 KB packed and 600 KB unpacked."""
 
-_ENGLISH = {"and", "are", "from", "that", "the", "this", "which", "with"}
-"""Words of no other language here. Translations are not always complete: two of these make a passage English."""
+_ENGLISH = frozenset(
+    "and are does each for from have its only should than that the their them then there these they this those used "
+    "when which while with would you your".split()
+)
+"""Words of no other language here: translations are not always complete, and one of these makes a passage English."""
 
 
 def fetch(scratch: Path) -> dict[str, bytes]:
@@ -92,7 +97,7 @@ def passages_of(language: str, sources: Iterable[tuple[str, str]]) -> Iterator[P
     for page, source in sources:
         for paragraph in paragraphs(source):
             for text in cut(paragraph):
-                if language == "English" or len(_ENGLISH.intersection(text.casefold().split())) < 2:
+                if language == "English" or not _ENGLISH.intersection(_WORD.findall(text.casefold())):
                     yield Passage(language, page, text)
 
 

@@ -16,6 +16,9 @@ from inferd_training.data.kinds import LENGTH
 SHORTEST = 32
 """Bytes of UTF-8 that a passage has at least: less is mostly names."""
 
+_LEAST_SMALL = 0.4
+"""Of a passage's words without a capital: German prose has more than half of them, credits and addresses do not."""
+
 TRAIN, VALIDATION, TEST = 3000, 300, 500
 """Passages of each class in each part, at most."""
 
@@ -45,16 +48,18 @@ def cut(paragraph: str) -> Iterator[str]:
         for word in (word for word in sentence.split() if not _CODE.search(word)):
             extent = len(word.encode())
             if piece and size + 1 + extent > LENGTH:
-                yield from _long_enough(piece, size)
+                yield from _prose(piece, size)
                 piece, size = [], 0
             if extent <= LENGTH:
                 size += extent + (1 if piece else 0)
                 piece.append(word)
-        yield from _long_enough(piece, size)
+        yield from _prose(piece, size)
 
 
-def _long_enough(piece: Sequence[str], size: int) -> Iterator[str]:
-    if size >= SHORTEST:
+def _prose(piece: Sequence[str], size: int) -> Iterator[str]:
+    """The piece as a text, where it is long enough and no mere row of names."""
+    small = sum(word.lstrip("(").islower() for word in piece)
+    if size >= SHORTEST and small >= _LEAST_SMALL * len(piece):
         yield " ".join(piece)
 
 
@@ -64,14 +69,14 @@ def deal(passages: Iterable[Passage]) -> tuple[list[Passage], list[Passage], lis
     Every page gives one passage before any gives its second, so that a long page does not fill a class. The order
     depends on the passages alone, not on the order in which they come.
     """
-    unique = _unique(sorted(passages, key=lambda passage: (_draw(passage.page), passage.label, passage.text)))
+    unique = _unique(sorted(passages, key=lambda passage: (_draw_page(passage.page), passage.label, passage.text)))
     parts: tuple[list[Passage], ...] = ([], [], [])
     turns: Counter[tuple[str, str]] = Counter()
     ranked: list[tuple[int, str, Passage]] = []
     for passage in sorted(unique, key=lambda passage: _draw(passage.text)):
         turn = turns[passage.label, passage.page]
         turns[passage.label, passage.page] += 1
-        ranked.append((turn, _draw(passage.page), passage))
+        ranked.append((turn, _draw_page(passage.page), passage))
     taken: Counter[tuple[str, int]] = Counter()
     for _turn, _page, passage in sorted(ranked, key=lambda entry: (*entry[:2], entry[2].label)):
         part = part_of(passage.page)
@@ -84,7 +89,7 @@ def deal(passages: Iterable[Passage]) -> tuple[list[Passage], list[Passage], lis
 
 def part_of(page: str) -> int:
     """The part that a page falls into: 0 training, 1 validation, 2 test."""
-    drawn = int(_draw(page)[:8], 16) / 2**32
+    drawn = int(_draw_page(page)[:8], 16) / 2**32
     for part, (_most, share) in enumerate(_SHARES[:-1]):
         if drawn < share:
             return part
@@ -105,6 +110,11 @@ def _unique(passages: Sequence[Passage]) -> list[Passage]:
 
 def _key(text: str) -> str:
     return "".join(filter(str.isalpha, text.casefold()))
+
+
+def _draw_page(page: str) -> str:
+    # Among the prefixes tried, this one leaves every language enough pages for each part.
+    return _draw(f"page {page}")
 
 
 def _draw(text: str) -> str:

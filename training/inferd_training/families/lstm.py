@@ -19,14 +19,16 @@ def _build(classes: int) -> keras.Model:
     tokens = keras.Input((LENGTH,), dtype="int32", name="tokens")
     # No mask: with one, the layer becomes a Loop in ONNX, step by step; without, ONNX's own LSTM. It reads the padding.
     hidden = layers.Embedding(VOCABULARY, 64, name="embedding")(tokens)
-    hidden = layers.Bidirectional(layers.LSTM(64, name="lstm"), name="bidirectional")(hidden)
+    hidden = layers.Bidirectional(layers.LSTM(64, return_sequences=True, name="lstm"), name="bidirectional")(hidden)
+    # What was seen anywhere counts, however much padding follows it.
+    hidden = layers.GlobalMaxPooling1D(name="pool")(hidden)
     probabilities = layers.Dense(classes, activation="softmax", name="probabilities")(hidden)
     return keras.Model(tokens, probabilities, name="lstm")
 
 
 LSTM = Family(
     name="lstm",
-    summary="bytes embedded in 64, LSTM 64 in both directions, softmax",
+    summary="bytes embedded in 64, LSTM 64 in both directions, maximum over time, softmax",
     kind=TEXT,
     build=_build,
     preprocessing={},
