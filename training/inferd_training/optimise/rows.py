@@ -49,15 +49,15 @@ def of_known_data(report: Mapping[str, Any], data_folder: Path | None, tell: Tel
         )
     ((output, labels),) = report["labels"].items()
     (entry,) = report["model"]["inputs"]
-    spread = np.linspace(0, len(data.train_images) - 1, CALIBRATION_ROWS).astype(np.intp)
+    spread = np.linspace(0, len(data.train) - 1, CALIBRATION_ROWS).astype(np.intp)
     return Rows(
-        {entry: data.train_images[spread]},
+        {entry: data.train.inputs[spread]},
         HeldOut(
-            {entry: data.test_images},
+            {entry: data.test.inputs},
             output,
-            data.test_labels.astype(np.int64),
+            data.test.truth.astype(np.int64),
             tuple(labels),
-            f"the {len(data.test_images)} test rows of {data.name}",
+            f"the {len(data.test)} test rows of {data.name}",
         ),
     )
 
