@@ -1,4 +1,4 @@
-"""From data to an optimised model that is served: train, export, make smaller, optimise, publish, and compare with Keras.
+"""From data to an optimised model that is served: train, export, prune, optimise, publish, and compare with Keras.
 
     python examples/optimise.py cnn            images, a pruned successor among the candidates
     python examples/optimise.py transformer    text
