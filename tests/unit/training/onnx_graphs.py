@@ -38,14 +38,15 @@ def run(proto: onnx.ModelProto, feed: Arrays) -> list[Any]:
 
 
 def rows(proto: onnx.ModelProto, count: int, seed: int = 7) -> dict[str, NDArray[Any]]:
-    """Random inputs; a free axis gets 5."""
+    """Random inputs: bytes of all values, other integers below 5; a free axis gets 5."""
     generator = np.random.default_rng(seed)
     drawn = {}
     for end in proto.graph.input:
         tensor = end.type.tensor_type
         shape = [count, *(dim.dim_value or 5 for dim in list(tensor.shape.dim)[1:])]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        values = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 256, shape)
+        most = 256 if dtype == np.uint8 else 5
+        values = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, most, shape)
         drawn[end.name] = values.astype(dtype)
     return drawn
 

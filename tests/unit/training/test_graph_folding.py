@@ -73,7 +73,10 @@ def test_zeros_around_a_picture_are_not_shifted() -> None:
 
 def test_an_offset_alone_before_a_padded_convolution_stays() -> None:
     proto = picture(
-        "a = Sub(x, m) t = Transpose<perm = [0, 3, 1, 2]>(a) y = Conv<kernel_shape = [3, 3], pads = [1, 0, 0, 0]>(t, w)",
+        """
+        a = Sub(x, m) t = Transpose<perm = [0, 3, 1, 2]>(a)
+        y = Conv<kernel_shape = [3, 3], pads = [1, 0, 0, 0]>(t, w)
+        """,
         "batch, 4, 7, 6",
         m=127.5,
         w=normal(4, 3, 3, 3),
@@ -206,7 +209,8 @@ def test_what_lies_along_another_axis_than_the_channels_stays() -> None:
 
 def test_a_constant_larger_than_what_it_scales_stays() -> None:
     proto = parse(
-        "g (float[batch, 1, 4, 1] x) => (float[batch, 4, 4, 1] y) { a = Mul(x, s)  y = Conv<kernel_shape = [1, 1]>(a, w) }",
+        """g (float[batch, 1, 4, 1] x) => (float[batch, 4, 4, 1] y)
+            { a = Mul(x, s)  y = Conv<kernel_shape = [1, 1]>(a, w) }""",
         s=normal(4, 1, 1),
         w=normal(4, 4, 1, 1),
     )
@@ -232,7 +236,8 @@ def test_weights_that_two_nodes_have_are_scaled_for_one() -> None:
 @pytest.mark.parametrize("other", ["z = Relu(a)", "z = Identity(a)"])
 def test_what_others_use_too_stays(other: str) -> None:
     proto = parse(
-        f"g (float[batch, 3] x) => (float[batch, 2] y, float[batch, 3] z) {{ a = Mul(x, s)  y = MatMul(a, w)  {other} }}",
+        f"""g (float[batch, 3] x) => (float[batch, 2] y, float[batch, 3] z)
+            {{ a = Mul(x, s)  y = MatMul(a, w)  {other} }}""",
         s=3.0,
         w=normal(3, 2),
     )
