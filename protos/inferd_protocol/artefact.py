@@ -32,8 +32,8 @@ TRAINING_KEY = "inferd.training"
 """ONNX metadata, JSON: family, hyper-parameters, metrics on the test set."""
 
 DATA_KEY = "inferd.data"
-"""ONNX metadata, JSON: the dataset's name, its source, the SHA-256 of each of its files, and the versions of the `packages` that
-it was made from, if any."""
+"""ONNX metadata, JSON: the dataset's name, its source, the SHA-256 of each of its files, and {package: version} of
+what those were made from, if anything."""
 
 OPTIMISATION_KEY = "inferd.optimisation"
 """ONNX metadata, JSON: the SHA-256 of the export that the model was made of, how, and what the gate found."""

@@ -28,7 +28,8 @@ FILES = frozenset({MODEL, RUN, HISTORY, CURVES, METRICS, CONFUSION, SMALLER})
 class Run:
     """A finished training. `data_folder` is the folder that the user gave for the data, if any.
 
-    `labels` are by output name, `preprocessing` and `tokeniser` by input name. `training` and `data` become the artefact's metadata.
+    `labels` are by output name, `preprocessing` and `tokeniser` by input name. `training`, `data` and `tokeniser`
+    become the artefact's metadata.
     """
 
     folder: Path
@@ -55,7 +56,10 @@ def describe(
     training: Mapping[str, Any],
     model: Path,
 ) -> dict[str, Any]:
-    """The document kept as `run.json`: all that a later stage must know. `input_name` is the model's input, `output_name` its output."""
+    """The document kept as `run.json`: all that a later stage must know.
+
+    `input_name` is the model's only input, `output_name` its only output, which has the labels.
+    """
     described = {"name": data.name, "source": data.source, "sha256": dict(data.sha256)}
     if data.packages:
         described["packages"] = dict(data.packages)

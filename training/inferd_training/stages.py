@@ -13,6 +13,7 @@ import numpy as np
 from inferd_training import runs
 from inferd_training.data import datasets
 from inferd_training.data.dataset import Dataset
+from inferd_training.data.known import DATASETS
 from inferd_training.errors import DataError, ModelError
 from inferd_training.evaluate import Evaluation, evaluate
 from inferd_training.export.metadata import versions
@@ -51,10 +52,11 @@ def train(
         raise ModelError(f"{output} holds other files than an earlier training's: give an empty or new folder")
     kind = datasets.known(dataset).kind
     if kind != declared.kind:
-        takers = [family.name for family in FAMILIES.values() if family.kind == kind]
+        families = [other.name for other in FAMILIES.values() if other.kind == kind]
+        fitting = [other.name for other in DATASETS.values() if other.kind == declared.kind]
         raise ModelError(
-            f"the family '{family}' takes {declared.kind.name} and '{dataset}' is {kind.name}: choose "
-            f"--family {' or '.join(takers)}"
+            f"the family '{family}' takes {declared.kind.name}, and '{dataset}' is {kind.name}: choose --family "
+            f"{' or '.join(families)}, or --dataset {' or '.join(fitting)}"
         )
     data = datasets.load(dataset, data_folder, tell=tell)
     tell(f"{data.name}: {len(data.train)} training {kind.examples} from {data.source}")

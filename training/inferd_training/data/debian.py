@@ -5,9 +5,7 @@ Nothing of a package is run, and nothing of it is unpacked to disk: its files ar
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from inferd_training.data.process import run
@@ -49,20 +47,3 @@ def version(package: Path) -> str:
     """The version of a package. Raises SourceUnavailable where it is none."""
     output = run(["dpkg-deb", "--field", package.name, "Version"], folder=package.parent, timeout=TIMEOUT)
     return output.decode(errors="replace").strip()
-
-
-def files(content: bytes, wanted: Callable[[str], bool], most: int, package: str) -> Iterator[tuple[str, bytes]]:
-    """The regular files of a tar archive whose path is `wanted`, of up to `most` bytes: path and content of each.
-
-    Links are not followed. Raises SourceUnavailable for a damaged archive; `package` is for its message.
-    """
-    try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-            for member in tar:
-                if not member.isreg() or member.size > most or not wanted(member.name):
-                    continue
-                stream = tar.extractfile(member)
-                if stream is not None:
-                    yield member.name, stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise SourceUnavailable(f"{package} is a damaged archive ({error})") from error

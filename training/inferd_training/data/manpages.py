@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from inferd_training.data import debian, tsv
+from inferd_training.data import archives, debian, tsv
 from inferd_training.data.known import hashes
 from inferd_training.data.passages import Passage, cut, deal
 from inferd_training.data.roff import paragraphs
@@ -37,39 +37,11 @@ _WORD = re.compile(r"[^\W\d_]+")
 _MOST_BYTES = 4 * 2**20
 """Of one page: the largest has 130 KB packed and 600 KB unpacked."""
 
-_ENGLISH = frozenset(
-    [
-        "and",
-        "are",
-        "does",
-        "each",
-        "for",
-        "from",
-        "have",
-        "its",
-        "only",
-        "should",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "used",
-        "when",
-        "which",
-        "while",
-        "with",
-        "would",
-        "you",
-        "your",
-    ]
-)
+_ENGLISH = {
+    "and", "are", "does", "each", "for", "from", "have", "its", "only", "should", "than", "that", "the", "their",
+    "them", "then", "there", "these", "they", "this", "those", "used", "when", "which", "while", "with", "would",
+    "you", "your",
+}  # fmt: skip
 """Words of no other language here: translations are not always complete, and one of these makes a passage English."""
 
 
@@ -110,15 +82,13 @@ def pages(archive: bytes, package: str) -> Iterator[tuple[str, str]]:
 
     Pages that are not gzip or not UTF-8 are passed over. Raises SourceUnavailable for a damaged archive.
     """
-    for path, content in debian.files(archive, lambda name: bool(_PAGE.fullmatch(name)), _MOST_BYTES, package):
-        named = _PAGE.fullmatch(path)
+    for path, content in archives.members(archive, lambda name: bool(_PAGE.fullmatch(name)), _MOST_BYTES, package):
         try:
             # 16: with a gzip header. Bounded, since a packed page may unpack to anything.
             source = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(content, _MOST_BYTES).decode("utf-8")
         except (zlib.error, UnicodeDecodeError):
             continue
-        if named:
-            yield named[1], source
+        yield _PAGE.sub(r"\1", path), source
 
 
 def passages_of(language: str, sources: Iterable[tuple[str, str]]) -> Iterator[Passage]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from inferd_training.data.kinds import LENGTH
@@ -120,8 +120,3 @@ def _draw_page(page: str) -> str:
 def _draw(text: str) -> str:
     """A number drawn for a text: the same on every machine, and without regard to the alphabet."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def counts(passages: Iterable[Passage]) -> Mapping[str, int]:
-    """How many passages each class has."""
-    return Counter(passage.label for passage in passages)

