@@ -68,9 +68,8 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
     access_log = AccessLog(config.access_log) if config.access_log else None
     traces = _traces(config)
     observe = together([part.observe for part in (access_log, traces) if part])
-    repository = RepositoryManager(
-        config, OnnxRuntimeBackend(config.device, threads, options.from_config(config)), observe
-    )
+    backend = OnnxRuntimeBackend(config.device, threads, options.from_config(config))
+    repository = RepositoryManager(config, backend, observe)
     asyncio.run(_serve(config, repository, access_log, traces, link))
     return 0
 

@@ -116,7 +116,7 @@ class ServerConfig:
         parse=Transport,
     )
     device: Device = _setting(
-        "where models run: auto takes CUDA where it works, else the CPU; cuda and tensorrt fail where they cannot be had",
+        "where models run: auto takes CUDA where it works, else the CPU; what is named fails where it cannot be had",
         default=Device.AUTO,
         parse=Device,
     )
@@ -124,7 +124,7 @@ class ServerConfig:
         "let a GPU multiply FP32 in TF32: faster, with 10 bits of mantissa", default=False, parse=bool
     )
     cuda_graphs: bool = _setting(
-        "with --device cuda: capture each batch size as a CUDA graph at load, and replay it; batches are padded to them",
+        "with --device cuda: capture the batch sizes 1, 2, 4, ... as CUDA graphs at load; batches are padded to them",
         default=False,
         parse=bool,
     )

@@ -26,6 +26,10 @@ _CAPTURE_RUNS = 3
 """A graph is captured in the second or third run of its id: the runs before it take the memory that it needs."""
 
 
+Turns = contextlib.AbstractContextManager[object]
+"""What is held while a session runs: a lock, where its runs must take turns, or nothing."""
+
+
 @dataclass(slots=True)
 class _Buffer:
     """One tensor of a slot."""
@@ -61,9 +65,7 @@ class _Slot:
             raise
         self._binding = session.io_binding()
 
-    def run(
-        self, inputs: Sequence[Tensor], options: ort.RunOptions, turns: contextlib.AbstractContextManager[object]
-    ) -> list[Tensor]:
+    def run(self, inputs: Sequence[Tensor], options: ort.RunOptions, turns: Turns) -> list[Tensor]:
         """Runs up to `size` rows. `turns` is held while the session runs."""
         rows = len(inputs[0])
         memory, stream = self._memory, self._stream
@@ -141,7 +143,7 @@ class BoundRunner:
         memory: Memory,
         most_rows: int,
         *,
-        turns: contextlib.AbstractContextManager[object],
+        turns: Turns,
         graphs: bool,
         shrink: bool = False,
     ) -> None:
@@ -197,16 +199,14 @@ class BoundRunner:
             self._all.append(slot)
         options = run_options(str(graph or ""), shrink=self._shrink)
         if graph:
-            zeros = [
-                np.zeros((self.sizes[place], *buffer.array.shape[1:]), buffer.array.dtype) for buffer in slot.inputs
-            ]
+            zeros = [np.zeros_like(buffer.array) for buffer in slot.inputs]
             for _ in range(_CAPTURE_RUNS):
                 slot.run(zeros, options, self._turns)
         return slot, options
 
 
 def run_options(graph: str, *, shrink: bool) -> ort.RunOptions:
-    """Of a run: the graph that it is of, where there are any, and whether the arena gives its memory back afterwards."""
+    """Of a run: the graph that it is of, if any, and whether the arena gives its memory back afterwards."""
     options = ort.RunOptions()
     if graph:
         options.add_run_config_entry(GRAPH_ID, graph)

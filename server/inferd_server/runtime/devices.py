@@ -27,7 +27,8 @@ TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 _DRIVER = "libcuda.so.1"
 
 _TENSORRT = "libnvinfer.so.10"
-_TENSORRT_PARSER = "libnvonnxparser.so.10"
+_TENSORRT_LIBRARIES = (_TENSORRT, "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+"""Those that the provider's library of ONNX Runtime 1.31 is linked with, each after what it needs."""
 
 _SILENT = 4
 """Only what is fatal: the reason why CUDA does not start is reported by this module."""
@@ -93,7 +94,7 @@ def _load_tensorrt() -> None:
     """Loads TensorRT from its wheel where that is installed, else from the system. Raises OSError."""
     wheel = importlib.util.find_spec("tensorrt_libs")
     folders = list(wheel.submodule_search_locations or ()) if wheel else []
-    for name in (_TENSORRT, _TENSORRT_PARSER):
+    for name in _TENSORRT_LIBRARIES:
         beside = [path for folder in folders if (path := Path(folder) / name).is_file()]
         # Global: the provider's library finds them by their names.
         ctypes.CDLL(str(beside[0]) if beside else name, ctypes.RTLD_GLOBAL)

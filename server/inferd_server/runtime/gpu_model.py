@@ -12,7 +12,7 @@ from inferd_protocol.tensors import Tensor
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from inferd_server.errors import InvalidRequest, LoadError, RuntimeFailure, ServerError
-from inferd_server.runtime.bound import BoundRunner, run_options
+from inferd_server.runtime.bound import BoundRunner, Turns, run_options
 from inferd_server.runtime.buckets import can_be_bound
 from inferd_server.runtime.cuda_memory import CudaMemory, Memory
 from inferd_server.runtime.onnxruntime_model import OnnxRuntimeModel
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class GpuModel(OnnxRuntimeModel):
-    """A session on a GPU. Bound runs begin with `prepare`; until then, and for what does not fit, the runtime copies."""
+    """A session on a GPU. Until it is prepared, and for what does not fit, the runtime copies."""
 
     def __init__(
         self,
@@ -38,9 +38,7 @@ class GpuModel(OnnxRuntimeModel):
         self._bound: BoundRunner | None = None
         self._run_options = run_options(NO_GRAPH if options.cuda_graphs else "", shrink=options.arena_shrinkage)
         # Sessions that may capture graphs allow no two runs at once.
-        self._turns: contextlib.AbstractContextManager[object] = (
-            threading.Lock() if options.cuda_graphs else contextlib.nullcontext()
-        )
+        self._turns: Turns = threading.Lock() if options.cuda_graphs else contextlib.nullcontext()
 
     def prepare(self, samples: Sequence[Sequence[Tensor]]) -> None:
         """Takes memory for every batch size up to the largest sample, and captures graphs where they are asked for.
@@ -67,10 +65,8 @@ class GpuModel(OnnxRuntimeModel):
         except ServerError:
             raise
         except Exception as error:
-            what = (
-                "captured as CUDA graphs: start without --cuda-graphs" if self._gpu.cuda_graphs else "bound to the GPU"
-            )
-            raise LoadError(f"the model cannot be {what} ({error})") from error
+            what = "captured as CUDA graphs, see --cuda-graphs" if self._gpu.cuda_graphs else "bound to the GPU"
+            raise LoadError(f"the model cannot be {what}: {error}") from error
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs the session; the GIL is released meanwhile. Raises as `RuntimeModel.run` says."""

@@ -53,18 +53,16 @@ class OnnxRuntimeBackend:
     platform = "onnxruntime_onnx"
 
     def __init__(self, device: Device, intra_op_threads: int, options: RuntimeOptions | None = None) -> None:
-        self._options = options or RuntimeOptions()
+        self._asked = options or RuntimeOptions()
         self._providers = providers(device)
         self._threads = intra_op_threads
         # Sessions report their failures by exceptions; warnings on stderr would say it twice.
         ort.set_default_logger_severity(_ERROR_SEVERITY)
         # GPUs have no use for the CPU's options.
-        tuned = self._options.tune.on and self._providers[0] == CPU_PROVIDER
-        self._tuner = Tuner(self._options.tune, TuningCache(self._options.cache)) if tuned else None
-        if self._options.tune.on and not tuned:
-            _LOG.info(
-                "--tune on is for models on the CPU, and these run on %s: nothing is measured", self._providers[0]
-            )
+        tuned = self._asked.tune.on and self._providers[0] == CPU_PROVIDER
+        self._tuner = Tuner(self._asked.tune, TuningCache(self._asked.cache)) if tuned else None
+        if self._asked.tune.on and not tuned:
+            _LOG.info("--tune on is for models on the CPU: on %s nothing is measured", self._providers[0])
 
     def load(self, path: Path, settings: SessionSettings = DEFAULT_SETTINGS) -> RuntimeModel:
         """Loads an ONNX file. Raises LoadError where it cannot be run on the device."""
@@ -74,7 +72,7 @@ class OnnxRuntimeBackend:
         session, provider = self._session(path, settings)
         if provider == CPU_PROVIDER:
             return OnnxRuntimeModel(session, provider)
-        return GpuModel(session, provider, self._options.gpu)
+        return GpuModel(session, provider, self._asked.gpu)
 
     def _load_on_cpu(self, path: Path, settings: SessionSettings) -> OnnxRuntimeModel:
         return OnnxRuntimeModel(*self._session(path, settings))
@@ -85,7 +83,7 @@ class OnnxRuntimeBackend:
             # The runtime's own fallback would print and go on with the CPU.
             session = ort.InferenceSession(
                 str(path),
-                self._session_options(settings),
+                self._options(settings),
                 providers=self._with_options(path, settings),
                 enable_fallback=0,
             )
@@ -105,7 +103,7 @@ class OnnxRuntimeBackend:
             intra_op_threads=settings.intra_op_threads or self._threads,
         )
 
-    def _session_options(self, settings: SessionSettings) -> ort.SessionOptions:
+    def _options(self, settings: SessionSettings) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.intra_op_threads
         options.inter_op_num_threads = settings.inter_op_threads
@@ -119,13 +117,13 @@ class OnnxRuntimeBackend:
         # Threads that spin for work take the CPU from the threads that decode and answer.
         entries: Mapping[str, str] = {SPINNING: "0", **settings.entries}
         if self._providers[0] != CPU_PROVIDER:
-            entries = provider_options.session_entries(self._options.gpu, entries)
+            entries = provider_options.session_entries(self._asked.gpu, entries)
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
         return options
 
     def _with_options(self, path: Path, settings: SessionSettings) -> list[Provider]:
-        gpu = self._options.gpu
+        gpu = self._asked.gpu
         made: list[Provider] = []
         for name in self._providers:
             if name == CUDA_PROVIDER:
@@ -137,16 +135,14 @@ class OnnxRuntimeBackend:
         return made
 
     def _tensorrt(self, path: Path, settings: SessionSettings) -> Mapping[str, str]:
-        folder = self._options.cache / "tensorrt" / fingerprint.gpu_model().replace("/", "-").replace(" ", "-")
-        fp16 = self._options.gpu.tensorrt_fp16
+        folder = self._asked.cache / "tensorrt" / fingerprint.gpu_model().replace("/", "-").replace(" ", "-")
+        fp16 = self._asked.gpu.tensorrt_fp16
         try:
             folder.mkdir(parents=True, exist_ok=True)
             prefix = provider_options.engine_prefix(fingerprint.sha256(path), ort.__version__, tensorrt_version(), fp16)
         except OSError as error:
-            raise LoadError(
-                f"engines of TensorRT need a folder that can be written, see --cache-dir: {error}"
-            ) from error
-        return provider_options.tensorrt(self._options.gpu, folder, prefix, _signature(path), settings.most_rows)
+            raise LoadError(f"TensorRT needs a folder that can be written, see --cache-dir: {error}") from error
+        return provider_options.tensorrt(self._asked.gpu, folder, prefix, _signature(path), settings.most_rows)
 
 
 def _signature(path: Path) -> Signature:

@@ -84,12 +84,8 @@ def _profile(signature: Signature, most_rows: int) -> Sequence[tuple[str, tuple[
     for spec in signature.inputs:
         row = tuple(dim for dim in spec.shape[1:] if isinstance(dim, int))
         # TensorRT reads name:1x2,name:3: a name with these signs could not be told from what follows.
-        if (
-            not spec.shape
-            or isinstance(spec.shape[0], int)
-            or len(row) != len(spec.shape) - 1
-            or set(spec.name) & set(":,")
-        ):
+        ambiguous = set(spec.name) & set(":,")
+        if not spec.shape or isinstance(spec.shape[0], int) or len(row) != len(spec.shape) - 1 or ambiguous:
             return ()
         rows.append((spec.name, row))
     return rows

@@ -89,7 +89,7 @@ def session_settings(source: str, parameters: Mapping[str, str], graph_level: in
 
 
 def _explicit(parameters: Mapping[str, str], graph_level: int) -> frozenset[str]:
-    """Fields of SessionSettings that are set. A level of 0 cannot be told from none, nor 0 threads from the server's."""
+    """Fields of SessionSettings that are set. A level of 0 cannot be told from none."""
     fields = {"enable_mem_arena": "memory_arena", "enable_mem_pattern": "memory_pattern"}
     found = {field for key, field in fields.items() if key in parameters}
     if parameters.get("intra_op_thread_count", "0").strip("0"):
