@@ -54,6 +54,9 @@ class Duels:
         cpu_ns: Callable[[], int] = time.process_time_ns,
     ) -> None:
         self.fought = 0
+        """Duels that have an outcome."""
+        self.out_of_time = False
+        """Whether any had none because the time was over."""
         self._load = load
         self._samples = samples
         self._clock_ns = clock_ns
@@ -64,13 +67,16 @@ class Duels:
     def __call__(self, champion: SessionSettings, challenger: SessionSettings) -> Sequence[tuple[Cost, Cost]] | None:
         """The costs of both at each of the samples, as `choosing.Duel` says. A failure of the champion is raised."""
         if self._clock_ns() >= self._ends_ns:
+            self.out_of_time = True
             return None
         for key in [key for key in self._sessions if key not in (repr(champion), repr(challenger))]:
             self._sessions.pop(key).close()
         first = self._session(champion)
+        answers = [first.run(inputs) for inputs in self._samples]
         try:
             second = self._session(challenger)
-            if not all(self._same(first, second, inputs) for inputs in self._samples):
+            pairs = zip(answers, self._samples, strict=True)
+            if not all(_same(first.signature, answer, second.run(inputs)) for answer, inputs in pairs):
                 _LOG.debug("not taken, since its answers differ: %s", challenger)
                 return None
         except ServerError as error:
@@ -80,6 +86,7 @@ class Duels:
         for left, inputs in zip(range(len(self._samples), 0, -1), self._samples, strict=True):
             pair = self._measure(first, second, inputs, _DUEL_NS // len(self._samples), left)
             if pair is None:
+                self.out_of_time = True
                 return None
             costs.append(pair)
         self.fought += 1
@@ -96,10 +103,6 @@ class Duels:
         if key not in self._sessions:
             self._sessions[key] = self._load(settings)
         return self._sessions[key]
-
-    def _same(self, first: Runnable, second: Runnable, inputs: Sequence[Tensor]) -> bool:
-        pairs = zip(first.signature.outputs, first.run(inputs), second.run(inputs), strict=True)
-        return all(same_answer(spec.datatype, one, other) for spec, one, other in pairs)
 
     def _measure(
         self, first: Runnable, second: Runnable, inputs: Sequence[Tensor], for_ns: int, left: int
@@ -123,6 +126,11 @@ class Duels:
             return None
         one, other = (Cost(statistics.median(walls[at]), statistics.median(cpus[at])) for at in (0, 1))
         return one, other
+
+
+def _same(signature: Signature, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    pairs = zip(signature.outputs, first, second, strict=True)
+    return all(same_answer(spec.datatype, one, other) for spec, one, other in pairs)
 
 
 def same_answer(datatype: Datatype, one: Tensor, other: Tensor) -> bool:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import onnxruntime as ort
 from inferd_protocol.tensors import Tensor
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from inferd_server.errors import InvalidRequest, LoadError, RuntimeFailure, ServerError
+from inferd_server.errors import LoadError, RuntimeFailure, ServerError
 from inferd_server.runtime.bound import BoundRunner, Turns, run_options
 from inferd_server.runtime.buckets import can_be_bound
 from inferd_server.runtime.cuda_memory import CudaMemory, Memory
@@ -76,12 +75,13 @@ class GpuModel(OnnxRuntimeModel):
                 return super().run(inputs)
         try:
             return bound.run(inputs)
-        except ort_state.InvalidArgument as error:
-            raise InvalidRequest(f"the model refuses the inputs: {error}") from error
-        except (InvalidRequest, RuntimeFailure):
+        except RuntimeFailure:
             raise
-        except Exception as error:
-            raise RuntimeFailure(f"the model failed to run: {error}") from error
+        except Exception as error:  # noqa: BLE001 - the runtime raises types of its own and RuntimeError
+            _LOG.debug("a bound run failed, and is run again unbound: %s", error)
+        # Bound runs do not say whether it is the inputs that are to blame, which their caller must be told.
+        with self._turns:
+            return super().run(inputs)
 
     def close(self) -> None:
         """Frees the memory and the session."""

@@ -68,12 +68,12 @@ class Tuner:
             finally:
                 duels.close()
             _LOG.debug("%d duels in %.2f s", duels.fought, time.monotonic() - began)
-            if duels.fought:
-                self._cache.keep(key, chosen)
-            else:
+            if duels.out_of_time:
                 _LOG.warning(
-                    "not tuned: --tune-secs %g is too short to compare two settings even once", self.options.seconds
+                    "tuning was not done with all options: --tune-secs %g is short for this model", self.options.seconds
                 )
+            if duels.fought or not duels.out_of_time:
+                self._cache.keep(key, chosen)
             return chosen
 
     def _fixed(self, settings: SessionSettings) -> frozenset[str]:
