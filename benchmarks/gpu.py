@@ -79,8 +79,8 @@ def markdown(results: GpuResults) -> str:
     lines = [
         f"# inferd on {results.device}: {results.name}",
         "",
-        f"The reference CNN, FP32. In process: the best of {', '.join(gpu_limit.ways(Device(results.device)))}, one run",
-        "at a time, before the server's turn and after it. Served: "
+        f"The reference CNN, FP32. In process: the best of {', '.join(gpu_limit.ways(Device(results.device)))},",
+        "one run at a time, before the server's turn and after it. Served: "
         f"{gpu_server.CALLERS} clients on the same host, a call in flight each.",
         "",
         "| rows | in process, rows/s | run, us | way | served, rows/s | of the limit |",

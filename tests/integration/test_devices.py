@@ -63,7 +63,7 @@ def test_a_tuned_server_says_what_it_chose_and_the_next_start_measures_nothing(t
     said = []
     for how in ("measured", "found earlier"):
         flags = ("--device", "cpu", "--tune", "on", "--tune-secs", "60", "--cache-dir", str(cache))
-        with serve(repository, *flags) as server, Client(server.address) as client:
+        with serve(repository, *flags) as server, triton.InferenceServerClient(server.address) as client:
             messages = [str(line.get("message")) for line in server.lines]
             assert any(f"classifier/1/model.onnx runs with session options {how}: " in each for each in messages)
             said.append(client.get_model_config("classifier").config.parameters["tuned"].string_value)
