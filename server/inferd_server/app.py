@@ -36,6 +36,7 @@ from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
+from inferd_server.runtime import options
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling.observer import together
@@ -67,7 +68,8 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
     access_log = AccessLog(config.access_log) if config.access_log else None
     traces = _traces(config)
     observe = together([part.observe for part in (access_log, traces) if part])
-    repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads), observe)
+    backend = OnnxRuntimeBackend(config.device, threads, options.from_config(config))
+    repository = RepositoryManager(config, backend, observe)
     asyncio.run(_serve(config, repository, access_log, traces, link))
     return 0
 
