@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from inferd_protocol.datatypes import BF16, BY_ONNX, BYTES
+from inferd_protocol.external_data import ExternalDataError, data_files
 from inferd_protocol.tensors import Tensor
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
@@ -51,7 +52,17 @@ class OnnxRuntimeBackend:
         ort.set_default_logger_severity(_ERROR_SEVERITY)
 
     def load(self, path: Path, settings: SessionSettings = DEFAULT_SETTINGS) -> RuntimeModel:
-        """Loads an ONNX file. Raises LoadError where it cannot be run on the device."""
+        """Loads an ONNX file, and the files that it keeps weights in.
+
+        Raises LoadError where it cannot be run on the device, or keeps weights where they cannot be, or must not be.
+        """
+        try:
+            # Before the runtime opens anything: it would follow a model to any file of the machine.
+            data_files(path)
+        except ExternalDataError as error:
+            raise LoadError(f"{path.name} is refused: {error}") from error
+        except OSError as error:
+            raise LoadError(f"{path.name} cannot be read: {error.strerror}") from error
         options = self._options(settings)
         try:
             # The runtime's own fallback would print and go on with the CPU.
