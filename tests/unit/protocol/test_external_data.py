@@ -209,24 +209,28 @@ def test_bounds(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         data_files(write(with_tensor(outside("t", location="w"))))
 
 
+def outcome(path: Path) -> tuple[str, ...] | str:
+    """The files, or why not."""
+    try:
+        return data_files(path)
+    except ExternalDataError as error:
+        return str(error)
+
+
 def test_torn_and_altered_files_are_refused_or_read_and_nothing_else_is_raised(write: Write) -> None:
     path = write(with_tensor(outside("t", location="w", offset=0, length=4)))
     whole = path.read_bytes()
-    for size in range(len(whole)):
-        path.write_bytes(whole[:size])
-        try:
-            assert data_files(path) in ((), ("w",))
-        except ExternalDataError as error:
-            assert "\n" not in str(error)
     chance = random.Random(5)
-    for _ in range(5000):
+    variants = [whole[:size] for size in range(len(whole))]
+    for _ in range(3000):
         altered = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
             altered[chance.randrange(len(altered))] = chance.randrange(256)
-        path.write_bytes(altered)
-        try:
-            found = data_files(path)
-        except ExternalDataError as error:
-            assert "\n" not in str(error)
+        variants.append(bytes(altered))
+    for content in variants:
+        path.write_bytes(content)
+        found = outcome(path)
+        if isinstance(found, str):
+            assert "\n" not in found
         else:
             assert all((path.parent / name).resolve().is_relative_to(path.parent.resolve()) for name in found)
