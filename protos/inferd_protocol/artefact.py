@@ -6,6 +6,10 @@ Metadata values are strings; those marked JSON hold a JSON document.
 MODEL_FILE = "model.onnx"
 """`<repository>/<model>/<version>/model.onnx`, Triton's layout."""
 
+WEIGHTS_FILE = "model.onnx.data"
+"""Beside the model, where its weights are too many for one protobuf message: they lie there, and the model says where
+(`inferd_protocol.external_data`)."""
+
 REPORT_FILE = "report.json"
 """Beside the model: what was verified, and how it came out (JSON)."""
 

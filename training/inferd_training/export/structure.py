@@ -12,6 +12,7 @@ from inferd_protocol.datatypes import BY_NAME
 
 from inferd_training.errors import VerificationError
 from inferd_training.export.layers import layer_of, nodes
+from inferd_training.export.report import external_files
 from inferd_training.export.runtime import Limits, Runtime, limits, version
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
@@ -51,7 +52,8 @@ class Structure:
 
 def check_structure(path: Path, layer_names: Collection[str] = ()) -> tuple[Structure, Runtime]:
     """Checks an ONNX file and loads it into ONNX Runtime, in this order: IR and opset versions against the runtime's
-    limits, operators, onnx.checker with shape inference, the batch axis, the runtime itself, the protocol's datatypes.
+    limits, operators, the files that weights lie in, onnx.checker with shape inference, the batch axis, the runtime
+    itself, the protocol's datatypes.
 
     `layer_names` are the Keras layers to name in messages. Raises VerificationError at the first breach.
     """
@@ -60,8 +62,10 @@ def check_structure(path: Path, layer_names: Collection[str] = ()) -> tuple[Stru
     # What was optimised for a machine may use what only its runtime has: that runtime is asked below.
     optimised = any(entry.key == OPTIMISATION_KEY for entry in proto.metadata_props)
     check_operators(proto, opset, layer_names, _RUNTIME_DOMAINS if optimised else ())
+    external_files(path)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        # By its path: the weights of a large model are in another file, and a message could not hold both.
+        onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"onnx.checker refuses {path.name}: {' '.join(str(error).split())}") from error
     _check_batch_axis(proto)
@@ -78,9 +82,9 @@ def check_structure(path: Path, layer_names: Collection[str] = ()) -> tuple[Stru
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """Parses an ONNX file. Raises VerificationError where it is missing or is none."""
+    """Parses an ONNX file, but nothing that lies in others. Raises VerificationError where it is missing or is none."""
     try:
-        return onnx.load(path)
+        return onnx.load(path, load_external_data=False)
     except OSError as error:
         raise VerificationError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # the protobuf runtimes raise types of their own
