@@ -7,6 +7,7 @@
      +- AccuracyError         a smaller model answers worse than was allowed
      +- ExportError           the conversion failed
      +- VerificationError     the converted model was refused
+     +- OptimiseError         an optimisation was refused or cannot be had
      +- PublishError          the artefact was refused, or its place is taken
 
 Each message is one sentence: what was expected, what came, what to do.
@@ -41,6 +42,10 @@ class ExportError(TrainingError):
 
 class VerificationError(TrainingError):
     """The converted model was refused: it must not be published."""
+
+
+class OptimiseError(TrainingError):
+    """An optimisation was refused or cannot be had."""
 
 
 class PublishError(TrainingError):

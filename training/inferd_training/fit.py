@@ -1,13 +1,13 @@
 """Training: from a verified data set and a family to a fitted model, the same on every run.
 
-The test images are not touched here: what the curves show besides the training images is a part held out from them.
+The test examples are not touched here: what the curves show besides the fitted examples is the validation part.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from inferd_training.data.datasets import ImageData
+from inferd_training.data.dataset import Dataset, Part
 from inferd_training.errors import ModelError
-from inferd_training.families.family import Family
+from inferd_training.families.family import Family, Scaling
 from inferd_training.progress import Progress, Silent
-
-VALIDATION_PART = 1 / 12
-"""Of the training images: 5,000 of 60,000, MNIST's own customary split."""
 
 Examples = tuple[NDArray[Any], NDArray[Any]]
 """Inputs as the model takes them, and what it shall answer; axis 0 is the example."""
@@ -80,18 +77,17 @@ def settings(
     return chosen
 
 
-def train(data: ImageData, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
+def train(data: Dataset, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
     """Builds and fits a model. Two runs on one machine with the same settings give the same weights, bit for bit.
 
     Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
     """
     seed_all(chosen.seed)
-    (scaling,) = family.preprocessing.values()
-    fitted, validation = split(len(data.train_images), chosen.seed)
+    fitted, validation = data.split(chosen.seed)
     return fit(
         family.build(len(data.labels)),
-        (scaling.apply(data.train_images[fitted]), data.train_labels[fitted]),
-        (scaling.apply(data.train_images[validation]), data.train_labels[validation]),
+        examples(fitted, family.preprocessing),
+        examples(validation, family.preprocessing),
         chosen,
         progress,
     )
@@ -101,20 +97,6 @@ def seed_all(seed: int) -> None:
     """Seeds Python, numpy and TensorFlow, and has TensorFlow compute the same way each time from now on."""
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
-
-
-def split(count: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which of `count` training images are fitted and which are held out for validation: two disjoint lists of indices.
-
-    Raises ModelError where there are too few to hold one out.
-    """
-    order = np.random.default_rng(seed).permutation(count)
-    held_out = max(1, round(count * VALIDATION_PART))
-    if count <= held_out:
-        raise ModelError(
-            f"{count} training images came, where at least 2 were expected: one is held out for validation"
-        )
-    return order[held_out:], order[:held_out]
 
 
 def fit(
@@ -154,6 +136,12 @@ def fit(
         if not finite:
             raise ModelError(f"the {what} not finite with the learning rate {chosen.learning_rate}: choose a lower one")
     return Trained(model, figures, seconds)
+
+
+def examples(part: Part, preprocessing: Mapping[str, Scaling]) -> Examples:
+    """A part of the data as a model with that preprocessing takes it. A model of this package has one input."""
+    scaling = next(iter(preprocessing.values()), None)
+    return (part.inputs if scaling is None else scaling.apply(part.inputs), part.truth)
 
 
 def _optimizer(chosen: Settings, steps: int) -> keras.optimizers.Optimizer:

@@ -90,8 +90,8 @@ def prune_run(request: Request, pruning: Pruning, *, tell: Tell) -> dict[str, An
     preprocessing = parent.run.preprocessing
     made = prune(
         parent.model,
-        parent.fitted.examples(preprocessing),
-        parent.validation.examples(preprocessing),
+        fit.examples(parent.fitted, preprocessing),
+        fit.examples(parent.validation, preprocessing),
         chosen,
         pruning,
         progress=Bars(tell),
@@ -114,8 +114,8 @@ def finetune_run(request: Request, *, tell: Tell) -> dict[str, Any]:
     parent = request.parent(tell)
     chosen = request.settings(family_of(parent.family), FINETUNE_EPOCHS, FINETUNE_RATE)
     preprocessing = parent.run.preprocessing
-    fitted = parent.fitted.examples(preprocessing)
-    made = finetune(parent.model, fitted, parent.validation.examples(preprocessing), chosen, progress=Bars(tell))
+    fitted = fit.examples(parent.fitted, preprocessing)
+    made = finetune(parent.model, fitted, fit.examples(parent.validation, preprocessing), chosen, progress=Bars(tell))
     tell("rounding both models to 8 bits")
     rounded = [
         figures(quantised(model, fitted[0][:CALIBRATION_ROWS]), preprocessing, parent)
@@ -176,7 +176,7 @@ def distil_run(
     chosen = request.settings(family, DISTIL_EPOCHS * family.epochs, DISTIL_RATE)
     preprocessing = student.preprocessing(parent)
     parts = (parent.fitted, parent.validation)
-    fitted, validation = (part.examples(preprocessing) for part in parts)
+    fitted, validation = (fit.examples(part, preprocessing) for part in parts)
     tell("asking the teacher")
     answers, held_out = (probabilities(parent.model, parent.run.preprocessing, part) for part in parts)
     tell("training the student with its teacher")

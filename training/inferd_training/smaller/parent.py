@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from inferd_training import fit, models, runs, stages
+from inferd_training import models, runs, stages
+from inferd_training.data.dataset import Part
 from inferd_training.errors import ModelError
-from inferd_training.families.family import Scaling
 from inferd_training.files import sha256
 
 if TYPE_CHECKING:
     import keras
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """Raw inputs as clients send them, axis 0 the row, and the true classes: whole numbers [rows]."""
-
-    inputs: NDArray[Any]
-    truth: NDArray[np.integer[Any]]
-
-    def examples(self, preprocessing: Mapping[str, Scaling]) -> fit.Examples:
-        """The same as a model with that preprocessing of its one input takes them."""
-        scaling = next(iter(preprocessing.values()), None)
-        return (self.inputs if scaling is None else scaling.apply(self.inputs), self.truth)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,13 +54,13 @@ def load(folder: Path, *, data_folder: Path | None = None, tell: stages.Tell) ->
             f"the model of {folder} has {len(described.inputs)} inputs and {len(described.outputs)} outputs, where one "
             "of each was expected"
         )
-    fitted, validation = fit.split(len(data.train_images), seed)
+    fitted, validation = data.split(seed)
     return Parent(
         run=run,
         model=model,
         sha256=sha256(run.model),
         seed=seed,
-        fitted=Part(data.train_images[fitted], data.train_labels[fitted]),
-        validation=Part(data.train_images[validation], data.train_labels[validation]),
-        test=Part(data.test_images, data.test_labels),
+        fitted=fitted,
+        validation=validation,
+        test=data.test,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inferd_training import fit, models, plots, runs
+from inferd_training.data.dataset import Part
 from inferd_training.errors import AccuracyError, ModelError
 from inferd_training.evaluate import evaluate
 from inferd_training.export.metadata import versions
@@ -19,7 +20,7 @@ from inferd_training.families.family import Scaling
 from inferd_training.files import hidden_folder, holds_only, replace_folder, sha256, write_json
 from inferd_training.gate import Comparison, check_budget, compare, passes
 from inferd_training.smaller.cost import Cost, cost
-from inferd_training.smaller.parent import Parent, Part
+from inferd_training.smaller.parent import Parent
 from inferd_training.stages import Tell
 
 if TYPE_CHECKING:
