@@ -194,6 +194,7 @@ def test_what_the_gate_refuses_is_not_written(
         (["finetune", "{run}", "--learning-rate", "-1"], "the learning rate -1.0"),
         (["distill", "{run}", "--width", "0"], "the width 0.0 was asked for"),
         (["distill", "{run}", "--student", "vit"], "'vit' is not a model family: choose from"),
+        (["distill", "{run}", "--student", "lstm"], "the family 'lstm' takes text, and its teacher grey images"),
         (["distill", "{run}", "--student", "cnn", "--width", "0.5"], "--student and --width were both given"),
         (["distill", "{run}", "--temperature", "0"], "the temperature 0.0"),
         (["distill", "{run}", "--alpha", "2"], "the weight 2.0 of the teacher"),

@@ -22,13 +22,13 @@ def add(parser: argparse.ArgumentParser, *, epochs: str, rate: str) -> None:
         type=float,
         default=0.1,
         metavar="POINTS",
-        help="accuracy on the test images that may be lost, in points of a hundred; a loss larger by 0.3 must be ruled "
-        "out at 95 %% (default: %(default)s)",
+        help="accuracy on the test examples that may be lost, in points of a hundred; a loss larger by 0.3 must be "
+        "ruled out at 95 %% (default: %(default)s)",
     )
     parser.add_argument("--keep", action="store_true", help="write the run even where it loses more")
-    parser.add_argument("--epochs", type=int, metavar="N", help=f"passes over the training images (default: {epochs})")
+    parser.add_argument("--epochs", type=int, metavar="N", help=f"passes over what is fitted (default: {epochs})")
     parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the family's)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="examples a step (default: the family's)")
     parser.add_argument(
         "--learning-rate",
         type=float,

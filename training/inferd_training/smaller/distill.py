@@ -1,4 +1,4 @@
-"""Distillation: a smaller model, the student, learns the images' classes, and what a trained one says of them.
+"""Distillation: a smaller model, the student, learns the examples' classes, and what a trained one says of them.
 
 The teacher's probabilities say more than the class: which others it might have been. A temperature softens them first,
 so that the small ones count (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
@@ -50,7 +50,7 @@ def student_of(model: keras.Model, width: float) -> keras.Model:
     """
     if not 0 < width < 1:
         raise ModelError(f"the width {width} was asked for: it must lie between 0 and 1, such as 0.5")
-    found = channels.find(model)
+    found = channels.find(model, fresh=True)
     widths = {entry.layer: max(1, round(entry.width * width)) for entry in found.prunable}
     if all(widths[entry.layer] == entry.width for entry in found.prunable):
         reasons = "; ".join(f"'{name}': {reason}" for name, reason in found.left.items())
@@ -102,7 +102,7 @@ def alone(
     *,
     progress: Progress | None = None,
 ) -> fit.Trained:
-    """The same student without its teacher: it starts from the same weights and sees the images in the same order."""
+    """The same student without its teacher: it starts from the same weights and sees the examples in the same order."""
     fit.seed_all(chosen.seed)
     return fit.fit(build(), fitted, validation, chosen, progress)
 

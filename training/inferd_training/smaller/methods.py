@@ -29,7 +29,7 @@ DISTIL_EPOCHS = 3
 the CNN itself had, it is no better than without its teacher."""
 
 DISTIL_RATE = 2.0
-"""Of the family's learning rate. The teacher keeps the student from fitting its images too closely, so that it can
+"""Of the family's learning rate. The teacher keeps the student from fitting its examples too closely, so that it can
 learn faster: in the same measurement a validation accuracy of 0.915 against 0.911 at the family's own rate."""
 
 FINETUNE_EPOCHS = 2
@@ -109,7 +109,7 @@ def finetune_run(request: Request, *, tell: Tell) -> dict[str, Any]:
     """Fine-tunes a run's model for INT8 and writes the new run; gives its report.
 
     Besides the plain models' figures the report has the accuracies of both with rounding to 8 bits, the ranges of the
-    activations taken from the same images. Raises as `prune_run` does.
+    activations taken from the same examples. Raises as `prune_run` does.
     """
     parent = request.parent(tell)
     chosen = request.settings(family_of(parent.family), FINETUNE_EPOCHS, FINETUNE_RATE)
@@ -171,8 +171,12 @@ def distil_run(
     if student.family is not None:
         family_of(student.family)
     parent = request.parent(tell)
-    name = student.family or parent.family
-    family = family_of(name)
+    family = family_of(student.family or parent.family)
+    taught = family_of(parent.family).kind
+    if family.kind != taught:
+        raise ModelError(
+            f"the family '{family.name}' takes {family.kind.name}, and its teacher {taught.name}: choose another one"
+        )
     chosen = request.settings(family, DISTIL_EPOCHS * family.epochs, DISTIL_RATE)
     preprocessing = student.preprocessing(parent)
     parts = (parent.fitted, parent.validation)
@@ -199,5 +203,5 @@ def distil_run(
             "comparison": compare(found[0].predicted, found[1].predicted, parent.test.truth, parent.labels).as_json(),
         }
     settings = {**asdict(distillation), **student.as_json()}
-    successor = Successor("distill", trained, name, preprocessing, chosen, settings, details)
+    successor = Successor("distill", trained, family.name, preprocessing, chosen, settings, details)
     return conclude(parent, successor, request.target, request.data_folder, tell)
