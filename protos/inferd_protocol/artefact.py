@@ -6,6 +6,10 @@ Metadata values are strings; those marked JSON hold a JSON document.
 MODEL_FILE = "model.onnx"
 """`<repository>/<model>/<version>/model.onnx`, Triton's layout."""
 
+WEIGHTS_FILE = "model.onnx.data"
+"""Beside the model, where its weights are too many for one protobuf message: they lie there, and the model says where
+(`inferd_protocol.external_data`)."""
+
 REPORT_FILE = "report.json"
 """Beside the model: what was verified, and how it came out (JSON)."""
 
@@ -34,6 +38,9 @@ TRAINING_KEY = "inferd.training"
 DATA_KEY = "inferd.data"
 """ONNX metadata, JSON: the dataset's name, its source, the SHA-256 of each of its files, and {package: version} of
 what those were made from, if anything."""
+
+OPTIMISATION_KEY = "inferd.optimisation"
+"""ONNX metadata, JSON: the SHA-256 of the export that the model was made of, how, and what the gate found."""
 
 VERSIONS_KEY = "inferd.versions"
 """ONNX metadata, JSON: {package: version} of everything that shaped the artefact."""

@@ -36,6 +36,7 @@ from inferd_server.frontend.transport import Server, listen
 from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
+from inferd_server.runtime import options
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling.observer import together
@@ -67,7 +68,8 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
     access_log = AccessLog(config.access_log) if config.access_log else None
     traces = _traces(config)
     observe = together([part.observe for part in (access_log, traces) if part])
-    repository = RepositoryManager(config, OnnxRuntimeBackend(config.device, threads), observe)
+    backend = OnnxRuntimeBackend(config.device, threads, options.from_config(config))
+    repository = RepositoryManager(config, backend, observe)
     asyncio.run(_serve(config, repository, access_log, traces, link))
     return 0
 
@@ -126,7 +128,7 @@ async def _serve(
         following = asyncio.create_task(_follow(config, server, services, repository))
         await stop
         following.cancel()
-    await _shut_down(config, server, metrics, services, repository, traces, loading)
+    await _shut_down(config, server, metrics, services, repository, access_log, traces, loading)
 
 
 def _source(config: ServerConfig, repository: RepositoryManager, core: InferenceCore, link: Link | None) -> Source:
@@ -256,6 +258,7 @@ async def _shut_down(
     metrics: MetricsServer | None,
     services: Services,
     repository: RepositoryManager,
+    access_log: AccessLog | None,
     traces: Traces | None,
     loading: asyncio.Future[None],
 ) -> None:
@@ -271,6 +274,8 @@ async def _shut_down(
     idle = loading.done() and await closing
     if metrics:
         await run_in_background(metrics.close, "closing metrics")
+    if access_log:
+        await run_in_background(access_log.close, "writing the access log")
     if traces:
         await run_in_background(lambda: traces.close(_TRACES_SECONDS), "sending the last traces")
     if idle:

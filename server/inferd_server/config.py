@@ -17,6 +17,8 @@ from inferd_server.errors import ConfigurationError
 
 MIB = 1024 * 1024
 
+MOST_TUNE_SECS = 600.0
+
 
 class Device(StrEnum):
     """Where models run."""
@@ -24,6 +26,14 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
+
+
+class Tune(StrEnum):
+    """Whether session options are chosen by measuring, once for each model."""
+
+    OFF = "off"
+    ON = "on"
 
 
 class Transport(StrEnum):
@@ -106,9 +116,39 @@ class ServerConfig:
         parse=Transport,
     )
     device: Device = _setting(
-        "where models run: auto takes CUDA where it works, else the CPU; cuda fails where it cannot be had",
+        "where models run: auto takes CUDA where it works, else the CPU; what is named fails where it cannot be had",
         default=Device.AUTO,
         parse=Device,
+    )
+    allow_tf32: bool = _setting(
+        "let a GPU multiply FP32 in TF32: faster, with 10 bits of mantissa", default=False, parse=bool
+    )
+    cuda_graphs: bool = _setting(
+        "with --device cuda: capture the batch sizes 1, 2, 4, ... as CUDA graphs at load; batches are padded to them",
+        default=False,
+        parse=bool,
+    )
+    gpu_memory_limit_bytes: int = _setting(
+        "most memory that the arena of each model takes on the GPU; 0 for no limit", default=0, parse=int
+    )
+    gpu_arena_shrinkage: bool = _setting(
+        "give memory of the GPU's arena back after each run: for GPUs that are shared, and slower",
+        default=False,
+        parse=bool,
+    )
+    tensorrt_fp16: bool = _setting(
+        "with --device tensorrt: let engines calculate in FP16 where that is faster", default=False, parse=bool
+    )
+    tune: Tune = _setting(
+        "on measures on the CPU, once a model, which session options run it fastest, and keeps what it found in "
+        "--cache-dir; config.pbtxt and --intra-op-threads go before it",
+        default=Tune.OFF,
+        parse=Tune,
+    )
+    tune_secs: float = _setting("most seconds that --tune on measures a model", default=5.0, parse=float)
+    cache_dir: Path | None = _setting(
+        "folder for what --tune on found and TensorRT built; the default is inferd in $XDG_CACHE_HOME or ~/.cache",
+        parse=Path,
     )
     model_control_mode: ControlMode = _setting(
         "what is loaded: none all once; poll what the repository holds; explicit what --load-model and requests say",
@@ -174,6 +214,8 @@ class ServerConfig:
         self._at_least(0, "max_queue_delay_microseconds", "response_cache_bytes", "trace_rate")
         self._at_least(0, "intra_op_threads", "drain_delay_secs", "exit_timeout_secs", "grpc_port")
         self._at_least(1024, "grpc_max_message_size")
+        self._at_least(0, "gpu_memory_limit_bytes")
+        self._check_devices()
         if self.repository_poll_secs <= 0:
             raise ConfigurationError(f"--repository-poll-secs expects more than 0, got {self.repository_poll_secs}")
         if self.load_model and self.model_control_mode is not ControlMode.EXPLICIT:
@@ -226,6 +268,20 @@ class ServerConfig:
                 "or start it with --shared-memory on"
             )
         return ""
+
+    def _check_devices(self) -> None:
+        if not 0 < self.tune_secs <= MOST_TUNE_SECS:
+            raise ConfigurationError(
+                f"--tune-secs expects more than 0 and at most {MOST_TUNE_SECS:g}, got {self.tune_secs}"
+            )
+        if self.cuda_graphs and self.device is not Device.CUDA:
+            raise ConfigurationError(f"--cuda-graphs needs --device cuda, got --device {self.device}")
+        if self.cuda_graphs and self.gpu_arena_shrinkage:
+            raise ConfigurationError(
+                "--cuda-graphs and --gpu-arena-shrinkage exclude each other: a captured graph keeps its memory"
+            )
+        if self.tensorrt_fp16 and self.device is not Device.TENSORRT:
+            raise ConfigurationError(f"--tensorrt-fp16 needs --device tensorrt, got --device {self.device}")
 
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from inferd_training.data.dataset import Dataset, Part
 from inferd_training.errors import ModelError
-from inferd_training.families.family import Family
+from inferd_training.families.family import Family, Scaling
 from inferd_training.progress import Progress, Silent
+
+Examples = tuple[NDArray[Any], NDArray[Any]]
+"""Inputs as the model takes them, and what it shall answer; axis 0 is the example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +80,67 @@ def settings(
 def train(data: Dataset, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
     """Builds and fits a model. Two runs on one machine with the same settings give the same weights, bit for bit.
 
-    Turns on TensorFlow's deterministic operations for the rest of the process, and seeds Python, numpy and TensorFlow.
-    Raises ModelError where the loss is not finite: the learning rate was too high.
+    Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
     """
-    keras.utils.set_random_seed(chosen.seed)
-    tf.config.experimental.enable_op_determinism()
+    seed_all(chosen.seed)
     fitted, validation = data.split(chosen.seed)
-    model = family.build(len(data.labels))
-    steps = chosen.epochs * math.ceil(len(fitted) / chosen.batch_size)
-    model.compile(
-        optimizer=_optimizer(chosen, steps),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+    return fit(
+        family.build(len(data.labels)),
+        examples(fitted, family.preprocessing),
+        examples(validation, family.preprocessing),
+        chosen,
+        progress,
     )
+
+
+def seed_all(seed: int) -> None:
+    """Seeds Python, numpy and TensorFlow, and has TensorFlow compute the same way each time from now on."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def fit(
+    model: keras.Model,
+    fitted: Examples,
+    validation: Examples,
+    chosen: Settings,
+    progress: Progress | None = None,
+    *,
+    loss: str | Callable[[Any, Any], Any] = "sparse_categorical_crossentropy",
+    accuracy: str | keras.metrics.Metric = "accuracy",
+) -> Trained:
+    """Fits `model`, which is compiled anew, and keeps its weights of the last epoch.
+
+    `accuracy` is a metric of that name. Raises ModelError where the loss or a weight is not finite: the learning rate
+    was too high.
+    """
+    steps = chosen.epochs * math.ceil(len(fitted[0]) / chosen.batch_size)
+    model.compile(optimizer=_optimizer(chosen, steps), loss=loss, metrics=[accuracy])
     started = time.perf_counter()
     history = model.fit(
-        *_examples(family, fitted),
+        *fitted,
         batch_size=chosen.batch_size,
         epochs=chosen.epochs,
-        validation_data=_examples(family, validation),
+        validation_data=validation,
         shuffle=True,
         verbose=0,
         callbacks=[_Report(progress or Silent()), keras.callbacks.TerminateOnNaN()],
     )
     seconds = time.perf_counter() - started
     figures = {name: [float(value) for value in values] for name, values in history.history.items()}
-    if not all(math.isfinite(loss) for loss in figures["loss"]):
-        raise ModelError(f"the loss is not finite with the learning rate {chosen.learning_rate}: choose a lower one")
+    # A rectifier makes 0 of NaN on some machines, so that the loss may be finite where the weights no longer are.
+    for what, finite in (
+        ("loss is", all(math.isfinite(value) for value in figures["loss"])),
+        ("weights are", all(np.isfinite(weight).all() for weight in model.get_weights())),
+    ):
+        if not finite:
+            raise ModelError(f"the {what} not finite with the learning rate {chosen.learning_rate}: choose a lower one")
     return Trained(model, figures, seconds)
 
 
-def _examples(family: Family, part: Part) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Inputs as the family's model takes them, and the classes. A family of this package has one input."""
-    scaling = next(iter(family.preprocessing.values()), None)
+def examples(part: Part, preprocessing: Mapping[str, Scaling]) -> Examples:
+    """A part of the data as a model with that preprocessing takes it. A model of this package has one input."""
+    scaling = next(iter(preprocessing.values()), None)
     return (part.inputs if scaling is None else scaling.apply(part.inputs), part.truth)
 
 

@@ -19,6 +19,9 @@ HISTORY = "history.json"
 CURVES = "learning-curves.png"
 METRICS = "metrics.json"
 CONFUSION = "confusion-matrix.png"
+SMALLER = "smaller.json"
+FILES = frozenset({MODEL, RUN, HISTORY, CURVES, METRICS, CONFUSION, SMALLER})
+"""All that a run folder may hold. Whoever finds something else there leaves the folder alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], None]
 
-_RUN_FILES = {runs.MODEL, runs.RUN, runs.HISTORY, runs.CURVES, runs.METRICS, runs.CONFUSION}
-
 
 def train(
     output: Path,
@@ -50,7 +48,7 @@ def train(
     declared = FAMILIES.get(family)
     if declared is None:
         raise ModelError(f"'{family}' is not a model family: choose from {', '.join(FAMILIES)}")
-    if output.exists() and not (output.is_dir() and holds_only(output, _RUN_FILES)):
+    if output.exists() and not (output.is_dir() and holds_only(output, runs.FILES)):
         raise ModelError(f"{output} holds other files than an earlier training's: give an empty or new folder")
     kind = datasets.known(dataset).kind
     if kind != declared.kind:
@@ -102,7 +100,7 @@ def evaluate_run(folder: Path, *, data_folder: Path | None = None, tell: Tell) -
     Raises DataError or ModelError.
     """
     run = runs.load(folder)
-    data = _data_of(run, data_folder, tell)
+    data = data_of(run, data_folder, tell)
     from inferd_training import models, plots
 
     ((output, labels),) = run.labels.items()
@@ -120,7 +118,7 @@ def export_run(
 ) -> dict[str, Any]:
     """Exports a run's model, verified on its test examples; returns the report. Raises as `pipeline.export` does."""
     run = runs.load(folder)
-    data = _data_of(run, data_folder, tell)
+    data = data_of(run, data_folder, tell)
     from inferd_training.export import pipeline
 
     job = pipeline.Job(
@@ -182,13 +180,14 @@ def verify(
         run = runs.load(keras_model)
         keras_model = run.model
         if samples is None:
-            chosen = _test_examples(_data_of(run, data_folder, tell))
+            chosen = _test_examples(data_of(run, data_folder, tell))
     from inferd_training.export import pipeline
 
     return pipeline.verify(artefact, keras_model=keras_model, samples=chosen, tolerance=tolerance)
 
 
-def _data_of(run: runs.Run, data_folder: Path | None, tell: Tell) -> Dataset:
+def data_of(run: runs.Run, data_folder: Path | None, tell: Tell) -> Dataset:
+    """The data that a run was trained on, from `data_folder` or from where they were. Raises DataError for others."""
     data = datasets.load(run.dataset, data_folder or run.data_folder, tell=tell)
     if dict(data.sha256) != run.data["sha256"]:
         raise DataError(

@@ -69,6 +69,7 @@ def configuration(repository: RepositoryManager, name: str, version: str) -> Mod
         servable.signature,
         servable.declared,
         servable.config,
+        servable.tuned,
     )
     for label, number in repository.models[name].labels.items():
         complete.parameters[LABEL_PREFIX + label].string_value = str(number)

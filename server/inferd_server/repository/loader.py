@@ -20,7 +20,7 @@ from inferd_server.repository.model_config import DeclaredConfig
 from inferd_server.repository.response_cache import ResponseCache
 from inferd_server.repository.servable import Servable, read_labels
 from inferd_server.repository.table import ModelTable
-from inferd_server.repository.warm_up import rows_are_independent, warm_up
+from inferd_server.repository.warm_up import prepare_samples, rows_are_independent, warm_up
 from inferd_server.runtime.backend import Backend, SessionSettings
 from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling import sequence_batcher
@@ -67,6 +67,7 @@ def load(
         config = model_config.resolve(own, batchable, declared, server)
         sequences = model_config.sequence_model(model.signature, declared, config, server.max_sequences)
         labels = read_labels(model.signature, declared)
+        model.prepare(prepare_samples(model.signature, config.max_batch_size))
         warm_up(model, config.max_batch_size)
         declared_warm_up.run(model, declared, config.max_batch_size)
         runs = check_golden(model, folder, config.max_batch_size)
@@ -90,7 +91,9 @@ def load(
     )
     cache = responses.open(name, version) if declared.response_cache else None
     front = SequenceBatcher(batcher, sequences, model=name) if sequences else None
-    return Servable(name, version, backend.platform, config, labels, model, batcher, declared, cache, front)
+    return Servable(
+        name, version, backend.platform, config, labels, model, batcher, declared, cache, front, tuned=model.tuned
+    )
 
 
 def _load_ensemble(
@@ -110,7 +113,8 @@ def _load_ensemble(
 
 def _session(declared: DeclaredConfig, server: ServerConfig) -> SessionSettings:
     """The declared settings; the CPUs are shared among instances of the model's own number, where it has one."""
-    session = declared.session
+    rows = server.max_batch_size if declared.max_batch_size is None else declared.max_batch_size
+    session = replace(declared.session, most_rows=rows)
     if session.intra_op_threads or not declared.instances or server.intra_op_threads:
         return session
     return replace(session, intra_op_threads=max(1, available_cpus() // (declared.instances * server.workers)))

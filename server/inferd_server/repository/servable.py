@@ -61,6 +61,8 @@ class Servable:
     """What keeps the state of the model's sequences and feeds the batcher; None for a model that keeps none."""
     steps: Steps | None = None
     """Those of an ensemble."""
+    tuned: str = ""
+    """The session options that were chosen by measuring, in words; empty where none were."""
 
     @property
     def signature(self) -> Signature:

@@ -58,6 +58,11 @@ def warm_up(model: RuntimeModel, max_batch_size: int) -> None:
             raise LoadError(f"the model does not run on zeros of its own shapes: {error}") from error
 
 
+def prepare_samples(signature: Signature, max_batch_size: int) -> list[list[Tensor]]:
+    """Inputs of the smallest and of the largest batch, of different values where the datatypes allow that."""
+    return [sample_inputs(signature, rows, _varied) for rows in sorted({1, max(1, max_batch_size)})]
+
+
 def sample_inputs(signature: Signature, rows: int, fill: Fill | None = None) -> list[Tensor]:
     """Inputs of `rows` rows, where axis 0 is free: zeros unless another `fill` is given."""
     return [_sample(spec, rows, fill or _zeros) for spec in signature.inputs]

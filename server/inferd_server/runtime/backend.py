@@ -40,6 +40,10 @@ class SessionSettings:
     graph_level: GraphLevel = GraphLevel.ALL
     entries: Mapping[str, str] = field(default_factory=dict)
     """Options of the runtime under its own names."""
+    explicit: frozenset[str] = field(default=frozenset(), compare=False)
+    """Names of the fields that an operator has set, which nothing else may choose."""
+    most_rows: int = field(default=0, compare=False)
+    """Most rows that a run will have, as far as that is known before the model is; 0 where it is not."""
 
 
 DEFAULT_SETTINGS = SessionSettings()
@@ -80,6 +84,16 @@ class RuntimeModel(Protocol):
     signature: Signature
     provider: str
     """The execution provider in use, under the runtime's own name."""
+
+    tuned: str
+    """The session options that were chosen by measuring, in words; empty where none were."""
+
+    def prepare(self, samples: Sequence[Sequence[Tensor]]) -> None:
+        """Makes it as fast as it can be before it is called: chooses options, takes memory on the device.
+
+        `samples`: inputs of the smallest and of the largest run. Its answers stay what they were. Not to be called
+        while it runs. Raises LoadError where the device has too little memory.
+        """
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs `inputs` (the signature's order) and returns every output (the signature's order).

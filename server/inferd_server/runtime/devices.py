@@ -7,7 +7,10 @@ found out here, once, before any model: what is asked for by name is had or refu
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -19,8 +22,13 @@ from inferd_server.runtime.backend import CPU_PROVIDER
 _LOG = logging.getLogger(__name__)
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 
 _DRIVER = "libcuda.so.1"
+
+_TENSORRT = "libnvinfer.so.10"
+_TENSORRT_LIBRARIES = (_TENSORRT, "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+"""Those that the provider's library of ONNX Runtime 1.31 is linked with, each after what it needs."""
 
 _SILENT = 4
 """Only what is fatal: the reason why CUDA does not start is reported by this module."""
@@ -29,24 +37,67 @@ _SILENT = 4
 def providers(device: Device) -> list[str]:
     """The providers to ask for, in order; all of them work.
 
-    Raises ConfigurationError for `cuda` where CUDA cannot be had.
+    `auto` takes CUDA where it works and never TensorRT, whose engines take minutes to build: that is asked for by name.
+    What it takes is logged. Raises ConfigurationError for a named device that cannot be had.
     """
     if device is Device.CPU:
         return [CPU_PROVIDER]
-    if CUDA_PROVIDER not in ort.get_available_providers():
-        if device is Device.CUDA:
+    named = device is not Device.AUTO
+    available = ort.get_available_providers()
+    if CUDA_PROVIDER not in available:
+        if named:
             raise ConfigurationError(
-                "--device cuda expects a runtime with CUDA, and the installed one has none: "
+                f"--device {device} expects a runtime with CUDA, and the installed one has none: "
                 "pip install 'inferd[gpu]' in an environment without 'onnxruntime', or use --device auto"
             )
+        _LOG.info("--device auto takes the CPU: the installed runtime has no CUDA")
         return [CPU_PROVIDER]
     reason = _why_cuda_does_not_start()
     if reason is None:
+        if device is Device.TENSORRT:
+            _check_tensorrt(available)
+            return [TENSORRT_PROVIDER, CUDA_PROVIDER, CPU_PROVIDER]
+        _LOG.info("--device %s takes the GPU, with CUDA", device)
         return [CUDA_PROVIDER, CPU_PROVIDER]
-    if device is Device.CUDA:
-        raise ConfigurationError(f"--device cuda expects a GPU that works, and CUDA does not start: {reason}")
+    if named:
+        raise ConfigurationError(f"--device {device} expects a GPU that works, and CUDA does not start: {reason}")
     _LOG.warning("models run on the CPU: the runtime has CUDA, but it does not start: %s", reason)
     return [CPU_PROVIDER]
+
+
+def tensorrt_version() -> str:
+    """The version of the TensorRT library, as one number; `unknown` where it does not say."""
+    try:
+        version = ctypes.CDLL(_TENSORRT).getInferLibVersion
+    except (OSError, AttributeError):
+        return "unknown"
+    version.restype = ctypes.c_int32
+    return str(version())
+
+
+def _check_tensorrt(available: Sequence[str]) -> None:
+    """Raises ConfigurationError where TensorRT cannot be had."""
+    if TENSORRT_PROVIDER not in available:
+        raise ConfigurationError(
+            "--device tensorrt expects a runtime with TensorRT, and the installed one has none: use --device cuda"
+        )
+    try:
+        _load_tensorrt()
+    except OSError as missing:
+        raise ConfigurationError(
+            f"--device tensorrt expects the TensorRT libraries, and they are not found ({missing}): "
+            "install TensorRT 10, or use --device cuda"
+        ) from missing
+
+
+def _load_tensorrt() -> None:
+    """Loads TensorRT from its wheel where that is installed, else from the system. Raises OSError."""
+    wheel = importlib.util.find_spec("tensorrt_libs")
+    folders = list(wheel.submodule_search_locations or ()) if wheel else []
+    for name in _TENSORRT_LIBRARIES:
+        beside = [path for folder in folders if (path := Path(folder) / name).is_file()]
+        # Global: the provider's library finds them by their names.
+        ctypes.CDLL(str(beside[0]) if beside else name, ctypes.RTLD_GLOBAL)
 
 
 def _why_cuda_does_not_start() -> str | None:

@@ -9,7 +9,7 @@ from inferd_protocol.artefact import MODEL_FILE
 
 from inferd_server.repository.config.declared import DeclaredConfig
 from inferd_server.repository.config.effective import ModelConfig, kind_of
-from inferd_server.repository.config.parameters import PROVIDER
+from inferd_server.repository.config.parameters import PROVIDER, TUNED
 from inferd_server.repository.config.reading import BACKEND
 from inferd_server.repository.version_policy import All, Latest, Specific
 from inferd_server.runtime.backend import Signature, TensorSpec
@@ -19,7 +19,13 @@ _UINT32_MAX = 2**32 - 1
 
 
 def configuration(
-    name: str, platform: str, provider: str, signature: Signature, declared: DeclaredConfig, config: ModelConfig
+    name: str,
+    platform: str,
+    provider: str,
+    signature: Signature,
+    declared: DeclaredConfig,
+    config: ModelConfig,
+    tuned: str = "",
 ) -> pb.ModelConfig:
     """What is declared, completed by what follows from the model and the server.
 
@@ -49,6 +55,11 @@ def configuration(
     message.instance_group.add(kind=kind_of(provider), count=config.instances)
     message.default_model_filename = declared.model_filename or MODEL_FILE
     message.parameters[PROVIDER].string_value = provider
+    if tuned:
+        message.parameters[TUNED].string_value = tuned
+    elif TUNED in message.parameters:
+        # Written down from another server's answer: here nothing was measured.
+        del message.parameters[TUNED]
     return message
 
 

@@ -13,6 +13,9 @@ from inferd_server.runtime.backend import GraphLevel, SessionSettings
 PROVIDER = "provider"
 """The execution provider that runs the model: answered by ModelConfig, and checked where it is declared."""
 
+TUNED = "tuned"
+"""What `--tune on` chose: answered by ModelConfig, and not read."""
+
 _MOST_THREADS = 1024
 _MOST_VERSION = 999_999_999
 
@@ -32,6 +35,7 @@ HONOURED: Mapping[str, str] = {
     "enable_mem_arena": "0 or 1: whether the runtime keeps the memory of a run for the next",
     "enable_mem_pattern": "0 or 1: whether the runtime plans the memory of a run as one piece",
     **dict.fromkeys(_ENTRIES, "0 or 1: the runtime's session option of this name"),
+    TUNED: "not read: ModelConfig answers here which session options `--tune on` has chosen",
     PROVIDER: "must be the execution provider that runs the model",
     f"{LABEL_PREFIX}<label>": "a version that can be called by this label, where it is READY",
 }
@@ -80,7 +84,19 @@ def session_settings(source: str, parameters: Mapping[str, str], graph_level: in
         memory_pattern=_flag(source, parameters, "enable_mem_pattern", default=True),
         graph_level=_LEVELS[graph_level],
         entries={key: str(int(_flag(source, parameters, key, default=False))) for key in _ENTRIES if key in parameters},
+        explicit=_explicit(parameters, graph_level),
     )
+
+
+def _explicit(parameters: Mapping[str, str], graph_level: int) -> frozenset[str]:
+    """Fields of SessionSettings that are set. A level of 0 cannot be told from none."""
+    fields = {"enable_mem_arena": "memory_arena", "enable_mem_pattern": "memory_pattern"}
+    found = {field for key, field in fields.items() if key in parameters}
+    if parameters.get("intra_op_thread_count", "0").strip("0"):
+        found.add("intra_op_threads")
+    if graph_level:
+        found.add("graph_level")
+    return frozenset(found)
 
 
 def version_labels(source: str, parameters: Mapping[str, str]) -> Mapping[str, int]:

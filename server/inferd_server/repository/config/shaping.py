@@ -18,6 +18,7 @@ class ShapedModel:
     def __init__(self, model: RuntimeModel, signature: Signature, declared: DeclaredConfig) -> None:
         self.signature = signature
         self.provider = model.provider
+        self.tuned = model.tuned
         self._model = model
         self._batched = bool(declared.max_batch_size)
         input_shapes = _own_shapes(declared.inputs)
@@ -33,10 +34,7 @@ class ShapedModel:
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs the model. Raises as RuntimeModel.run does, and RuntimeFailure for an output of another size."""
-        arrays = list(inputs)
-        for place, shape in self._inputs:
-            arrays[place] = self._reshape(arrays[place], shape)
-        outputs = self._model.run(arrays)
+        outputs = self._model.run(self._own(inputs))
         for place, name, own, wanted in self._outputs:
             expected = wanted if own is None else own
             row = outputs[place].shape[1:] if self._batched else outputs[place].shape
@@ -49,9 +47,20 @@ class ShapedModel:
                 outputs[place] = self._reshape(outputs[place], wanted)
         return outputs
 
+    def prepare(self, samples: Sequence[Sequence[Tensor]]) -> None:
+        """Prepares the model. `samples` are of the shapes that clients see."""
+        self._model.prepare([self._own(inputs) for inputs in samples])
+        self.tuned = self._model.tuned
+
     def close(self) -> None:
         """Frees the model."""
         self._model.close()
+
+    def _own(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        arrays = list(inputs)
+        for place, shape in self._inputs:
+            arrays[place] = self._reshape(arrays[place], shape)
+        return arrays
 
     def _reshape(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         return array.reshape((len(array), *shape) if self._batched else shape)
