@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
-import threading
 from collections.abc import Sequence
 
 import onnxruntime as ort
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import LoadError, RuntimeFailure, ServerError
-from inferd_server.runtime.bound import BoundRunner, Turns, run_options
+from inferd_server.runtime.bound import BoundRunner, Launch, OneThread, here, run_options
 from inferd_server.runtime.buckets import can_be_bound
 from inferd_server.runtime.cuda_memory import CudaMemory, Memory
 from inferd_server.runtime.onnxruntime_model import OnnxRuntimeModel
@@ -36,8 +35,7 @@ class GpuModel(OnnxRuntimeModel):
         self._memory = memory
         self._bound: BoundRunner | None = None
         self._run_options = run_options(NO_GRAPH if options.cuda_graphs else "", shrink=options.arena_shrinkage)
-        # Sessions that may capture graphs allow no two runs at once.
-        self._turns: Turns = threading.Lock() if options.cuda_graphs else contextlib.nullcontext()
+        self._launch: Launch = OneThread() if options.cuda_graphs else here
 
     def prepare(self, samples: Sequence[Sequence[Tensor]]) -> None:
         """Takes memory for every batch size up to the largest sample, and captures graphs where they are asked for.
@@ -57,7 +55,7 @@ class GpuModel(OnnxRuntimeModel):
                 self.signature,
                 memory,
                 rows,
-                turns=self._turns,
+                launch=self._launch,
                 graphs=self._gpu.cuda_graphs,
                 shrink=self._gpu.arena_shrinkage,
             )
@@ -71,8 +69,7 @@ class GpuModel(OnnxRuntimeModel):
         """Runs the session; the GIL is released meanwhile. Raises as `RuntimeModel.run` says."""
         bound = self._bound
         if bound is None or not bound.fits(len(inputs[0])):
-            with self._turns:
-                return super().run(inputs)
+            return self._launch(functools.partial(super().run, inputs))
         try:
             return bound.run(inputs)
         except RuntimeFailure:
@@ -80,8 +77,7 @@ class GpuModel(OnnxRuntimeModel):
         except Exception as error:  # noqa: BLE001 - the runtime raises types of its own and RuntimeError
             _LOG.debug("a bound run failed, and is run again unbound: %s", error)
         # Bound runs do not say whether it is the inputs that are to blame, which their caller must be told.
-        with self._turns:
-            return super().run(inputs)
+        return self._launch(functools.partial(super().run, inputs))
 
     def close(self) -> None:
         """Frees the memory and the session."""
@@ -89,3 +85,5 @@ class GpuModel(OnnxRuntimeModel):
         if bound is not None:
             bound.close()
         super().close()
+        if isinstance(self._launch, OneThread):
+            self._launch.close()
