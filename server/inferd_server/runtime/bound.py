@@ -17,16 +17,22 @@ import onnxruntime as ort
 from inferd_protocol.tensors import Tensor
 from numpy.typing import NDArray
 
-from inferd_server.errors import LoadError
+from inferd_server.errors import LoadError, RuntimeFailure
 from inferd_server.runtime.backend import Signature, TensorSpec
 from inferd_server.runtime.buckets import bucket_of, bucket_sizes
 from inferd_server.runtime.cuda_memory import Memory
+from inferd_server.runtime.onnxruntime_model import UNLOADED
 from inferd_server.runtime.provider_options import GRAPH_ID, SHRINK_ARENA
 
 T = TypeVar("T")
 
 _CAPTURE_RUNS = 3
 """A graph is captured in the second or third run of its id: the runs before it take the memory that it needs."""
+
+
+_GRAPH_SLOTS = 2
+"""One is copied while the other runs. Further ones would have to be captured while others serve, and a capture fails
+where any thread of the process takes memory on the device meanwhile."""
 
 
 class Launch(Protocol):
@@ -51,8 +57,12 @@ class OneThread:
         self._thread = ThreadPoolExecutor(1, "running-graphs")
 
     def __call__(self, run: Callable[[], T]) -> T:
-        """As `Launch`."""
-        return self._thread.submit(run).result()
+        """As `Launch`. Raises RuntimeFailure once it is closed."""
+        try:
+            running = self._thread.submit(run)
+        except RuntimeError as error:
+            raise RuntimeFailure(UNLOADED) from error
+        return running.result()
 
     def close(self) -> None:
         """Ends the thread, after what it still has to run."""
@@ -183,12 +193,14 @@ class BoundRunner:
         self._shrink = shrink
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
+        self._returned = threading.Condition(self._lock)
         self._launch = launch
         self._closed = False
         self._idle: list[list[tuple[_Slot, ort.RunOptions]]] = [[] for _ in self.sizes]
         try:
             for place in range(len(self.sizes)):
-                self._idle[place].append(self._make(place))
+                for _ in range(_GRAPH_SLOTS if graphs else 1):
+                    self._idle[place].append(self._make(place))
         except BaseException:
             self.close()
             raise
@@ -203,26 +215,35 @@ class BoundRunner:
         if place is None:
             raise ValueError(f"expected 1 to {self.sizes[-1]} rows, got {len(inputs[0])}")
         with self._lock:
+            while self._graphs and not self._idle[place] and not self._closed:
+                self._returned.wait()
+            if self._closed:
+                raise RuntimeFailure(UNLOADED)
             held = self._idle[place].pop() if self._idle[place] else None
         # As many as runs go on at once: instances of the model, no more.
         slot, options = held or self._make(place)
         try:
             return slot.run(inputs, options, self._launch)
         finally:
-            with self._lock:
-                if not self._closed:
-                    self._idle[place].append((slot, options))
-            if self._closed:
-                slot.close()
+            self._give_back(place, slot, options)
 
     def close(self) -> None:
         """Gives the memory back, that of a run which still goes on when it ends."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, [[] for _ in self.sizes]
+            self._returned.notify_all()
         for slots in idle:
             for slot, _ in slots:
                 slot.close()
+
+    def _give_back(self, place: int, slot: _Slot, options: ort.RunOptions) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle[place].append((slot, options))
+                self._returned.notify_all()
+                return
+        slot.close()
 
     def _make(self, place: int) -> tuple[_Slot, ort.RunOptions]:
         with self._lock:
