@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -21,10 +19,9 @@ from inferd_server.errors import LoadError, RuntimeFailure
 from inferd_server.runtime.backend import Signature, TensorSpec
 from inferd_server.runtime.buckets import bucket_of, bucket_sizes
 from inferd_server.runtime.cuda_memory import Memory
+from inferd_server.runtime.launching import Launch, here
 from inferd_server.runtime.onnxruntime_model import UNLOADED
 from inferd_server.runtime.provider_options import GRAPH_ID, SHRINK_ARENA
-
-T = TypeVar("T")
 
 _CAPTURE_RUNS = 3
 """A graph is captured in the second or third run of its id: the runs before it take the memory that it needs."""
@@ -33,40 +30,6 @@ _CAPTURE_RUNS = 3
 _GRAPH_SLOTS = 2
 """One is copied while the other runs. Further ones would have to be captured while others serve, and a capture fails
 where any thread of the process takes memory on the device meanwhile."""
-
-
-class Launch(Protocol):
-    """How a session is run: in the calling thread, or in one that is always the same."""
-
-    def __call__(self, run: Callable[[], T]) -> T:
-        """What `run` returns. Raises what it raises."""
-
-
-def here(run: Callable[[], T]) -> T:
-    """Launches in the calling thread."""
-    return run()
-
-
-class OneThread:
-    """Launches one after the other in a thread of its own.
-
-    ONNX Runtime keeps captured graphs by thread: one that another thread captured would be captured anew.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "running-graphs")
-
-    def __call__(self, run: Callable[[], T]) -> T:
-        """As `Launch`. Raises RuntimeFailure once it is closed."""
-        try:
-            running = self._thread.submit(run)
-        except RuntimeError as error:
-            raise RuntimeFailure(UNLOADED) from error
-        return running.result()
-
-    def close(self) -> None:
-        """Ends the thread, after what it still has to run."""
-        self._thread.shutdown(wait=False)
 
 
 @dataclass(slots=True)

@@ -10,9 +10,10 @@ import onnxruntime as ort
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import LoadError, RuntimeFailure, ServerError
-from inferd_server.runtime.bound import BoundRunner, Launch, OneThread, here, run_options
+from inferd_server.runtime.bound import BoundRunner, run_options
 from inferd_server.runtime.buckets import can_be_bound
 from inferd_server.runtime.cuda_memory import CudaMemory, Memory
+from inferd_server.runtime.launching import Launch, OneThread, here
 from inferd_server.runtime.onnxruntime_model import OnnxRuntimeModel
 from inferd_server.runtime.options import GpuOptions
 from inferd_server.runtime.provider_options import NO_GRAPH

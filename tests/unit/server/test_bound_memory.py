@@ -16,10 +16,11 @@ from inferd_server.errors import InvalidRequest, LoadError, RuntimeFailure
 from inferd_server.repository.warm_up import prepare_samples
 from inferd_server.runtime import cuda_memory
 from inferd_server.runtime.backend import Signature, TensorSpec
-from inferd_server.runtime.bound import BoundRunner, OneThread
+from inferd_server.runtime.bound import BoundRunner
 from inferd_server.runtime.buckets import bucket_of, bucket_sizes, can_be_bound
 from inferd_server.runtime.cuda_memory import CudaMemory
 from inferd_server.runtime.gpu_model import GpuModel
+from inferd_server.runtime.launching import OneThread
 from inferd_server.runtime.options import GpuOptions
 from support import models
 from support.host_memory import HostMemory
