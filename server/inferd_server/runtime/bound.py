@@ -26,7 +26,6 @@ from inferd_server.runtime.provider_options import GRAPH_ID, SHRINK_ARENA
 _CAPTURE_RUNS = 3
 """A graph is captured in the second or third run of its id: the runs before it take the memory that it needs."""
 
-
 _GRAPH_SLOTS = 2
 """One is copied while the other runs. Further ones would have to be captured while others serve, and a capture fails
 where any thread of the process takes memory on the device meanwhile."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import onnxruntime as ort
 from inferd_protocol.tensors import Tensor
 
-from inferd_server.errors import LoadError, RuntimeFailure, ServerError
+from inferd_server.errors import LoadError, RuntimeFailure
 from inferd_server.runtime.bound import BoundRunner, run_options
 from inferd_server.runtime.buckets import can_be_bound
 from inferd_server.runtime.cuda_memory import CudaMemory, Memory
@@ -41,30 +41,25 @@ class GpuModel(OnnxRuntimeModel):
     def prepare(self, samples: Sequence[Sequence[Tensor]]) -> None:
         """Takes memory for every batch size up to the largest sample, and captures graphs where they are asked for.
 
-        Raises LoadError where a graph is asked for and cannot be captured, or the device is full.
+        Without graphs a model that cannot have such memory is served all the same, more slowly, with a warning. Raises
+        LoadError where graphs are asked for and cannot be captured.
         """
-        session = self._session
+        session, graphs = self._session, self._gpu.cuda_graphs
         if session is None or not samples or not can_be_bound(self.signature):
-            if self._gpu.cuda_graphs:
+            if graphs:
                 _LOG.warning("no CUDA graphs: they need a batch axis and no other axis that varies")
             return
         rows = max(len(inputs[0]) for inputs in samples)
-        memory = self._memory or CudaMemory()
+        shrink = self._gpu.arena_shrinkage
         try:
+            memory = self._memory or CudaMemory()
             self._bound = BoundRunner(
-                session,
-                self.signature,
-                memory,
-                rows,
-                launch=self._launch,
-                graphs=self._gpu.cuda_graphs,
-                shrink=self._gpu.arena_shrinkage,
+                session, self.signature, memory, rows, launch=self._launch, graphs=graphs, shrink=shrink
             )
-        except ServerError:
-            raise
         except Exception as error:
-            what = "captured as CUDA graphs, see --cuda-graphs" if self._gpu.cuda_graphs else "bound to the GPU"
-            raise LoadError(f"the model cannot be {what}: {error}") from error
+            if graphs:
+                raise LoadError(f"the model cannot be captured as CUDA graphs, see --cuda-graphs: {error}") from error
+            _LOG.warning("runs go through pageable memory, and are slower: %s", error)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Runs the session; the GIL is released meanwhile. Raises as `RuntimeModel.run` says."""

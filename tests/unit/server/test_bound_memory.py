@@ -127,16 +127,29 @@ def test_what_cannot_be_bound_runs_as_before(tmp_path: Path, caplog: pytest.LogC
     model.close()
 
 
-def test_a_device_that_is_full_fails_the_load_and_keeps_nothing(tmp_path: Path) -> None:
-    class Full(HostMemory):
-        def host(self, nbytes: int) -> np.ndarray:
-            if self.buffers == 3:
-                raise LoadError("no 64 bytes of pinned memory are to be had: out of memory")
-            return super().host(nbytes)
+class Full(HostMemory):
+    """Ends after three buffers."""
 
+    def host(self, nbytes: int) -> np.ndarray:
+        if self.buffers == 3:
+            raise LoadError("no 64 bytes of pinned memory are to be had: out of memory")
+        return super().host(nbytes)
+
+
+def test_a_device_that_is_full_is_a_warning_and_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memory = Full()
-    with pytest.raises(LoadError, match="no 64 bytes of pinned memory"):
-        gpu_model(tmp_path, models.classifier(), memory)
+    model = gpu_model(tmp_path, models.classifier(), memory)
+    assert "are slower: no 64 bytes of pinned memory" in caplog.text
+    assert (memory.buffers, memory.streams) == (0, 0)
+    images = np.ones((3, 4, 4, 1), np.uint8)
+    np.testing.assert_allclose(model.run([images])[0], models.classify(images), rtol=1e-5)
+    model.close()
+
+
+def test_graphs_that_cannot_be_captured_fail_the_load(tmp_path: Path) -> None:
+    memory = Full()
+    with pytest.raises(LoadError, match="cannot be captured as CUDA graphs, see --cuda-graphs: no 64 bytes"):
+        gpu_model(tmp_path, models.classifier(), memory, GpuOptions(cuda_graphs=True))
     assert (memory.buffers, memory.streams) == (0, 0)
 
 
