@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --quiet --custom-compile-command "make lock"
 
-.PHONY: help setup demo test check format protos image image-test docs bench bench-quick soak lock clean
+.PHONY: help setup demo optimise test check format protos image image-test docs bench bench-quick bench-gpu soak lock clean
 
 help:  ## what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,6 +23,9 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 demo: setup  ## train, export, verify, publish, serve, score the whole test set over gRPC
 	$(BIN)/python examples/demo.py
+
+optimise: setup  ## train, export, prune, optimise, publish, serve; MODEL=cnn, transformer or lstm
+	$(BIN)/python examples/optimise.py $(or $(MODEL),cnn)
 
 test: setup  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -57,6 +60,9 @@ bench: setup  ## measure inferd, its limit and its peers, in 25 minutes; BENCH="
 bench-quick: setup  ## measure inferd and its limit, in under 3 minutes
 	$(BIN)/python -m benchmarks --quick $(BENCH)
 
+bench-gpu: setup  ## measure a GPU against what ONNX Runtime does on it in process
+	$(BIN)/python -m benchmarks.gpu $(BENCH)
+
 soak: setup  ## whether reloads are noticed: ten minutes of load while versions come, go and fail
 	$(BIN)/python -m benchmarks.reloads --seconds 600
 
@@ -67,4 +73,4 @@ lock: setup  ## regenerate the pinned requirement files from pyproject.toml
 	$(LOCK) --extra build -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## remove what was built here, the virtual environment included
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) build dist demo-output optimise-output

@@ -136,7 +136,7 @@ def serve(repository: Path, model: str | None) -> Iterator[Server]:
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if ready := re.search(r"serving: ([^/]+)/\S+ on \S+ at (\S+)", line):
+            if ready := re.search(r"serving: ([^/]+)/\S+ on \S+ at ([^\s;]+)", line):
                 break
         else:
             raise SystemExit("the server did not start")

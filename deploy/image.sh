@@ -40,6 +40,7 @@ debian_base() {
     if [ ! -f "$rootfs/.complete" ]; then
         command -v debootstrap >/dev/null || { echo "a base image is needed: set BASE, or install debootstrap" >&2; exit 1; }
         rm -rf "$rootfs"
+        mkdir -p "$(dirname "$rootfs")"
         debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm "$rootfs" >&2
         rm -rf "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/* "$rootfs"/usr/share/doc/*
         touch "$rootfs/.complete"

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from inferd_client import Client
-from inferd_training.data.datasets import ImageData, load
+from inferd_training.data.dataset import Dataset
+from inferd_training.data.datasets import load
 from tqdm import tqdm
 
 BARS = {"fashion-mnist": 0.90, "mnist": 0.99}
@@ -69,7 +70,7 @@ def main() -> int:
     heading("Serving, and scoring the test set over gRPC")
     data = load(dataset, arguments.data_dir)
     with serve(output / "repository") as address:
-        probabilities, seconds = score(address, dataset, data.test_images)
+        probabilities, seconds = score(address, dataset, data.test.inputs)
     reached = report(data, probabilities, seconds, json.loads((output / "run" / "metrics.json").read_text()))
     what_next(output, dataset)
     return 0 if reached else 1
@@ -131,20 +132,20 @@ def score(address: str, model: str, images: np.ndarray) -> tuple[np.ndarray, flo
     return np.concatenate(answers), seconds
 
 
-def report(data: ImageData, probabilities: np.ndarray, seconds: float, metrics: dict[str, float]) -> bool:
+def report(data: Dataset, probabilities: np.ndarray, seconds: float, metrics: dict[str, float]) -> bool:
     """Prints what was found, and says whether it is good enough."""
     predicted = probabilities.argmax(axis=1)
-    right = predicted == data.test_labels
+    right = predicted == data.test.truth
     print(f"\n{'class':<14}{'images':>8}{'accuracy':>10}")
     for index, label in enumerate(data.labels):
-        of_class = data.test_labels == index
+        of_class = data.test.truth == index
         print(f"{label:<14}{of_class.sum():>8}{right[of_class].mean():>10.4f}")
     print(f"\n{len(right)} images in {seconds:.2f} s: {len(right) / seconds:,.0f} images/s over gRPC")
     for index in range(PICTURES):
         print()
-        print(picture(data.test_images[index, :, :, 0]))
+        print(picture(data.test.inputs[index, :, :, 0]))
         best = predicted[index]
-        truth = data.labels[data.test_labels[index]]
+        truth = data.labels[data.test.truth[index]]
         print(f"{data.labels[best]} ({probabilities[index, best]:.1%}); it is: {truth}")
     over_grpc, in_keras, bar = float(right.mean()), float(metrics["accuracy"]), BARS[data.name]
     print(f"\naccuracy over gRPC {over_grpc:.4f}, in Keras {in_keras:.4f}, bar {bar:.2f}")

@@ -128,7 +128,7 @@ async def _serve(
         following = asyncio.create_task(_follow(config, server, services, repository))
         await stop
         following.cancel()
-    await _shut_down(config, server, metrics, services, repository, traces, loading)
+    await _shut_down(config, server, metrics, services, repository, access_log, traces, loading)
 
 
 def _source(config: ServerConfig, repository: RepositoryManager, core: InferenceCore, link: Link | None) -> Source:
@@ -258,6 +258,7 @@ async def _shut_down(
     metrics: MetricsServer | None,
     services: Services,
     repository: RepositoryManager,
+    access_log: AccessLog | None,
     traces: Traces | None,
     loading: asyncio.Future[None],
 ) -> None:
@@ -273,6 +274,8 @@ async def _shut_down(
     idle = loading.done() and await closing
     if metrics:
         await run_in_background(metrics.close, "closing metrics")
+    if access_log:
+        await run_in_background(access_log.close, "writing the access log")
     if traces:
         await run_in_background(lambda: traces.close(_TRACES_SECONDS), "sending the last traces")
     if idle:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from inferd_client import Client
-from inferd_training.data.datasets import ImageData, load
+from inferd_training.data.dataset import Dataset
+from inferd_training.data.datasets import load
 from reference import ReferenceArtefact
 from support.server import ServerProcess, serve
 
@@ -21,7 +22,7 @@ ROWS = 250
 
 
 @pytest.fixture(scope="module")
-def data() -> ImageData:
+def data() -> Dataset:
     return load("fashion-mnist")
 
 
@@ -39,32 +40,32 @@ def in_keras(artefact: ReferenceArtefact) -> float:
 
 
 def test_accuracy_over_grpc_is_keras_accuracy(
-    server: ServerProcess, reference_artefact: ReferenceArtefact, data: ImageData
+    server: ServerProcess, reference_artefact: ReferenceArtefact, data: Dataset
 ) -> None:
-    batches = ({"image": data.test_images[start : start + ROWS]} for start in range(0, len(data.test_images), ROWS))
+    batches = ({"image": data.test.inputs[start : start + ROWS]} for start in range(0, len(data.test.inputs), ROWS))
     with Client(server.address) as client:
         answers = [answer["probabilities"] for answer in client.infer_many("fashion", batches, concurrency=8)]
-    right = int((np.concatenate(answers).argmax(axis=1) == data.test_labels).sum())
-    assert len(data.test_images) == 10_000
+    right = int((np.concatenate(answers).argmax(axis=1) == data.test.truth).sum())
+    assert len(data.test.inputs) == 10_000
     assert abs(right - round(in_keras(reference_artefact) * 10_000)) <= 1
     assert right >= BAR * 10_000
 
 
-def test_one_image_at_a_time_and_a_batch_agree_through_tritonclient(server: ServerProcess, data: ImageData) -> None:
+def test_one_image_at_a_time_and_a_batch_agree_through_tritonclient(server: ServerProcess, data: Dataset) -> None:
     def ask(client: triton.InferenceServerClient, images: np.ndarray) -> np.ndarray:
         tensor = triton.InferInput("image", list(images.shape), "UINT8")
         tensor.set_data_from_numpy(images)
         return client.infer("fashion", [tensor]).as_numpy("probabilities")
 
     with triton.InferenceServerClient(server.address) as client:
-        together = ask(client, data.test_images[:100])
-        alone = np.concatenate([ask(client, data.test_images[index : index + 1]) for index in range(100)])
+        together = ask(client, data.test.inputs[:100])
+        alone = np.concatenate([ask(client, data.test.inputs[index : index + 1]) for index in range(100)])
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
-def test_a_picture_is_named_with_its_label(server: ServerProcess, data: ImageData) -> None:
+def test_a_picture_is_named_with_its_label(server: ServerProcess, data: Dataset) -> None:
     with Client(server.address) as client:
-        answer = client.infer("fashion", {"image": data.test_images[:1]}, classification={"probabilities": 1})
+        answer = client.infer("fashion", {"image": data.test.inputs[:1]}, classification={"probabilities": 1})
     value, index, label = answer["probabilities"][0, 0].decode().split(":")
     assert label == data.labels[int(index)]
     assert 0.0 <= float(value) <= 1.0

@@ -40,8 +40,8 @@ def test_the_artefact_answers_as_well_on_pixels(reference_artefact: ReferenceArt
     assert (image.name, image.type, image.shape) == ("image", "tensor(uint8)", ["batch", 28, 28, 1])
     assert (probabilities.name, probabilities.shape) == ("probabilities", ["batch", 10])
     data = load("fashion-mnist")
-    (answers,) = session.run(None, {"image": data.test_images})
-    accuracy = (answers.argmax(axis=1) == data.test_labels).mean()
+    (answers,) = session.run(None, {"image": data.test.inputs})
+    accuracy = (answers.argmax(axis=1) == data.test.truth).mean()
     assert accuracy >= 0.90
     report = json.loads((reference_artefact.export / artefact.REPORT_FILE).read_text())
     assert report["metrics"]["onnx_accuracy"] == pytest.approx(accuracy)

@@ -26,19 +26,24 @@ def _data(arguments: argparse.Namespace) -> None:
 
     data = load(arguments.dataset, arguments.data_dir, tell=tell)
     print(f"{data.name} from {data.source}")
-    print(f"{len(data.train_images)} training images, {len(data.test_images)} test images, {len(data.labels)} classes")
+    examples = data.kind.examples
+    parts = {"training": data.train, "validation": data.validation, "test": data.test}
+    sizes = [f"{len(part)} {name} {examples}" for name, part in parts.items() if part is not None]
+    print(f"{', '.join(sizes)}, {len(data.labels)} classes")
     for name, digest in data.sha256.items():
         print(f"{digest}  {name}")
+    for package, version in data.packages.items():
+        print(f"made from {package} {version}")
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, dataset=True)
     parser.add_argument("--family", default="cnn", help="the model family (default: %(default)s)")
     parser.add_argument(
-        "--epochs", type=int, metavar="N", help="passes over the training images (default: the family's)"
+        "--epochs", type=int, metavar="N", help="passes over the training examples (default: the family's)"
     )
     parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam", help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images a step (default: the family's)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="examples a step (default: the family's)")
     parser.add_argument(
         "--learning-rate",
         type=float,
@@ -228,7 +233,7 @@ def _publish(arguments: argparse.Namespace) -> None:
 
 DATA = command("Fetch and verify a data set.", _data_arguments, _data)
 TRAIN = command("Train a model.", _train_arguments, _train)
-EVALUATE = command("Evaluate a trained model on the test images.", _evaluate_arguments, _evaluate)
+EVALUATE = command("Evaluate a trained model on the test examples.", _evaluate_arguments, _evaluate)
 EXPORT = command("Export a Keras model to a verified ONNX file.", _export_arguments, _export)
 VERIFY = command("Verify an export, or any ONNX file, again.", _verify_arguments, _verify)
 PUBLISH = command("Publish a verified export in a model repository.", _publish_arguments, _publish)

@@ -4,8 +4,10 @@
      +- DataError             a data file or folder cannot be used
      |   +- SourceUnavailable  one source cannot give the data; the next may
      +- ModelError            a model file, run folder or setting cannot be used
+     +- AccuracyError         a smaller model answers worse than was allowed
      +- ExportError           the conversion failed
      +- VerificationError     the converted model was refused
+     +- OptimiseError         an optimisation was refused or cannot be had
      +- PublishError          the artefact was refused, or its place is taken
 
 Each message is one sentence: what was expected, what came, what to do.
@@ -30,12 +32,20 @@ class ModelError(TrainingError):
     """A model file, a run folder or a setting cannot be used."""
 
 
+class AccuracyError(TrainingError):
+    """A smaller model answers worse than was allowed."""
+
+
 class ExportError(TrainingError):
     """The conversion to ONNX failed."""
 
 
 class VerificationError(TrainingError):
     """The converted model was refused: it must not be published."""
+
+
+class OptimiseError(TrainingError):
+    """An optimisation was refused or cannot be had."""
 
 
 class PublishError(TrainingError):

@@ -1,26 +1,28 @@
 """Training: from a verified data set and a family to a fitted model, the same on every run.
 
-The test images are not touched here: what the curves show besides the training images is a part held out from them.
+The test examples are not touched here: what the curves show besides the fitted examples is the validation part.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from inferd_training.data.datasets import ImageData
+from inferd_training.data.dataset import Dataset, Part
 from inferd_training.errors import ModelError
-from inferd_training.families.family import Family
+from inferd_training.families.family import Family, Scaling
 from inferd_training.progress import Progress, Silent
 
-VALIDATION_PART = 1 / 12
-"""Of the training images: 5,000 of 60,000, MNIST's own customary split."""
+Examples = tuple[NDArray[Any], NDArray[Any]]
+"""Inputs as the model takes them, and what it shall answer; axis 0 is the example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,45 +77,71 @@ def settings(
     return chosen
 
 
-def train(data: ImageData, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
+def train(data: Dataset, family: Family, chosen: Settings, progress: Progress | None = None) -> Trained:
     """Builds and fits a model. Two runs on one machine with the same settings give the same weights, bit for bit.
 
-    Turns on TensorFlow's deterministic operations for the rest of the process, and seeds Python, numpy and TensorFlow.
-    Raises ModelError where the loss is not finite: the learning rate was too high.
+    Raises ModelError where the loss or a weight is not finite: the learning rate was too high.
     """
-    keras.utils.set_random_seed(chosen.seed)
-    tf.config.experimental.enable_op_determinism()
-    (scaling,) = family.preprocessing.values()
-    order = np.random.default_rng(chosen.seed).permutation(len(data.train_images))
-    held_out = max(1, round(len(order) * VALIDATION_PART))
-    validation, fitted = order[:held_out], order[held_out:]
-    if not len(fitted):
-        raise ModelError(
-            f"{len(order)} training images came, where at least 2 were expected: one is held out for validation"
-        )
-    model = family.build(len(data.labels))
-    steps = chosen.epochs * math.ceil(len(fitted) / chosen.batch_size)
-    model.compile(
-        optimizer=_optimizer(chosen, steps),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+    seed_all(chosen.seed)
+    fitted, validation = data.split(chosen.seed)
+    return fit(
+        family.build(len(data.labels)),
+        examples(fitted, family.preprocessing),
+        examples(validation, family.preprocessing),
+        chosen,
+        progress,
     )
+
+
+def seed_all(seed: int) -> None:
+    """Seeds Python, numpy and TensorFlow, and has TensorFlow compute the same way each time from now on."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def fit(
+    model: keras.Model,
+    fitted: Examples,
+    validation: Examples,
+    chosen: Settings,
+    progress: Progress | None = None,
+    *,
+    loss: str | Callable[[Any, Any], Any] = "sparse_categorical_crossentropy",
+    accuracy: str | keras.metrics.Metric = "accuracy",
+) -> Trained:
+    """Fits `model`, which is compiled anew, and keeps its weights of the last epoch.
+
+    `accuracy` is a metric of that name. Raises ModelError where the loss or a weight is not finite: the learning rate
+    was too high.
+    """
+    steps = chosen.epochs * math.ceil(len(fitted[0]) / chosen.batch_size)
+    model.compile(optimizer=_optimizer(chosen, steps), loss=loss, metrics=[accuracy])
     started = time.perf_counter()
     history = model.fit(
-        scaling.apply(data.train_images[fitted]),
-        data.train_labels[fitted],
+        *fitted,
         batch_size=chosen.batch_size,
         epochs=chosen.epochs,
-        validation_data=(scaling.apply(data.train_images[validation]), data.train_labels[validation]),
+        validation_data=validation,
         shuffle=True,
         verbose=0,
         callbacks=[_Report(progress or Silent()), keras.callbacks.TerminateOnNaN()],
     )
     seconds = time.perf_counter() - started
     figures = {name: [float(value) for value in values] for name, values in history.history.items()}
-    if not all(math.isfinite(loss) for loss in figures["loss"]):
-        raise ModelError(f"the loss is not finite with the learning rate {chosen.learning_rate}: choose a lower one")
+    # A rectifier makes 0 of NaN on some machines, so that the loss may be finite where the weights no longer are.
+    for what, finite in (
+        ("loss is", all(math.isfinite(value) for value in figures["loss"])),
+        ("weights are", all(np.isfinite(weight).all() for weight in model.get_weights())),
+    ):
+        if not finite:
+            raise ModelError(f"the {what} not finite with the learning rate {chosen.learning_rate}: choose a lower one")
     return Trained(model, figures, seconds)
+
+
+def examples(part: Part, preprocessing: Mapping[str, Scaling]) -> Examples:
+    """A part of the data as a model with that preprocessing takes it. A model of this package has one input."""
+    scaling = next(iter(preprocessing.values()), None)
+    return (part.inputs if scaling is None else scaling.apply(part.inputs), part.truth)
 
 
 def _optimizer(chosen: Settings, steps: int) -> keras.optimizers.Optimizer:

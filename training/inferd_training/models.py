@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from inferd_training.errors import ModelError
@@ -105,6 +107,11 @@ def predict(
 def layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Every layer, those inside nested models and layers too."""
     return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def weight_bytes(model: keras.Model) -> int:
+    """The size of the model's weights, in bytes."""
+    return sum(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
 
 
 def layer_names(model: keras.Model) -> set[str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def learning_curves(history: dict[str, list[float]], path: Path) -> None:
-    """Loss (nats) and accuracy by epoch, on the training images and on those held out from them."""
+    """Loss (nats) and accuracy by epoch, on the training examples and on those to validate on."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     epochs = range(1, len(history["loss"]) + 1)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):

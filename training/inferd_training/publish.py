@@ -15,7 +15,7 @@ from pathlib import Path
 from inferd_protocol.artefact import GOLDEN_FILE, MODEL_FILE, REPORT_FILE
 
 from inferd_training.errors import PublishError, VerificationError
-from inferd_training.export.report import check_report
+from inferd_training.export.report import check_report, external_files
 from inferd_training.files import hidden_folder, sync, sync_one
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -63,13 +63,20 @@ def publish(
 def _place(export: Path, repository: Path, model: Path, version: int, rename: Callable[[Path, Path], object]) -> bool:
     """Publishes one version; False where another publisher took its place meanwhile."""
     first = not model.exists()
+    try:
+        weights = external_files(export / MODEL_FILE)
+    except VerificationError as error:
+        raise PublishError(f"{export} is not a verified export: {error}") from error
     # The first version brings the model's folder with it, so that no empty model is ever seen. A later one is written
     # inside the model's folder, which may be on a file system of its own.
     with hidden_folder(repository if first else model) as scratch:
         content = scratch / "model" / str(version)
         content.mkdir(parents=True)
         try:
-            for file in (MODEL_FILE, REPORT_FILE, *((GOLDEN_FILE,) if (export / GOLDEN_FILE).exists() else ())):
+            golden = (GOLDEN_FILE,) if (export / GOLDEN_FILE).exists() else ()
+            for file in (MODEL_FILE, *weights, REPORT_FILE, *golden):
+                (content / file).parent.mkdir(parents=True, exist_ok=True)
+                # A copy, however large: through a hard link, who writes into the export would alter what is served.
                 shutil.copyfile(export / file, content / file)
         except OSError as error:
             raise PublishError(f"{export} cannot be copied to {repository}: {error.strerror}") from error

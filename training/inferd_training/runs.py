@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inferd_training.data.datasets import ImageData
+from inferd_training.data.dataset import Dataset
 from inferd_training.errors import ModelError
 from inferd_training.families.family import Family, Scaling
 from inferd_training.files import sha256
@@ -19,13 +19,17 @@ HISTORY = "history.json"
 CURVES = "learning-curves.png"
 METRICS = "metrics.json"
 CONFUSION = "confusion-matrix.png"
+SMALLER = "smaller.json"
+FILES = frozenset({MODEL, RUN, HISTORY, CURVES, METRICS, CONFUSION, SMALLER})
+"""All that a run folder may hold. Whoever finds something else there leaves the folder alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """A finished training. `data_folder` is the folder that the user gave for the data, if any.
 
-    `labels` are by output name, `preprocessing` by input name. `training` and `data` become the artefact's metadata.
+    `labels` are by output name, `preprocessing` and `tokeniser` by input name. `training`, `data` and `tokeniser`
+    become the artefact's metadata.
     """
 
     folder: Path
@@ -33,6 +37,7 @@ class Run:
     data_folder: Path | None
     labels: Mapping[str, list[str]]
     preprocessing: Mapping[str, Scaling]
+    tokeniser: Mapping[str, Any]
     training: Mapping[str, Any]
     data: Mapping[str, Any]
 
@@ -44,21 +49,29 @@ class Run:
 
 def describe(
     family: Family,
-    data: ImageData,
+    data: Dataset,
     data_folder: Path | None,
-    output: str,
+    input_name: str,
+    output_name: str,
     training: Mapping[str, Any],
     model: Path,
 ) -> dict[str, Any]:
-    """The document kept as `run.json`: all that a later stage must know. `output` is the output that has labels."""
+    """The document kept as `run.json`: all that a later stage must know.
+
+    `input_name` is the model's only input, `output_name` its only output, which has the labels.
+    """
+    described = {"name": data.name, "source": data.source, "sha256": dict(data.sha256)}
+    if data.packages:
+        described["packages"] = dict(data.packages)
     return {
         "model_sha256": sha256(model),
         "dataset": data.name,
         "data_folder": None if data_folder is None else str(data_folder.resolve()),
-        "labels": {output: list(data.labels)},
+        "labels": {output_name: list(data.labels)},
         "preprocessing": {name: asdict(scaling) for name, scaling in family.preprocessing.items()},
+        "tokeniser": {input_name: dict(data.kind.tokeniser)} if data.kind.tokeniser else {},
         "training": dict(training),
-        "data": {"name": data.name, "source": data.source, "sha256": dict(data.sha256)},
+        "data": described,
     }
 
 
@@ -73,6 +86,8 @@ def load(folder: Path) -> Run:
             data_folder=None if document["data_folder"] is None else Path(document["data_folder"]),
             labels=document["labels"],
             preprocessing={name: Scaling(**scaling) for name, scaling in document["preprocessing"].items()},
+            # Runs of images have none, and neither have those of before there were texts.
+            tokeniser=document.get("tokeniser", {}),
             training=document["training"],
             data=document["data"],
         )

@@ -12,7 +12,8 @@ import numpy as np
 
 from inferd_training import runs
 from inferd_training.data import datasets
-from inferd_training.data.datasets import ImageData
+from inferd_training.data.dataset import Dataset
+from inferd_training.data.known import DATASETS
 from inferd_training.errors import DataError, ModelError
 from inferd_training.evaluate import Evaluation, evaluate
 from inferd_training.export.metadata import versions
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from inferd_training.export.parity import Tolerance
 
 Tell = Callable[[str], None]
-
-_RUN_FILES = {runs.MODEL, runs.RUN, runs.HISTORY, runs.CURVES, runs.METRICS, runs.CONFUSION}
 
 
 def train(
@@ -49,10 +48,18 @@ def train(
     declared = FAMILIES.get(family)
     if declared is None:
         raise ModelError(f"'{family}' is not a model family: choose from {', '.join(FAMILIES)}")
-    if output.exists() and not (output.is_dir() and holds_only(output, _RUN_FILES)):
+    if output.exists() and not (output.is_dir() and holds_only(output, runs.FILES)):
         raise ModelError(f"{output} holds other files than an earlier training's: give an empty or new folder")
+    kind = datasets.known(dataset).kind
+    if kind != declared.kind:
+        families = [other.name for other in FAMILIES.values() if other.kind == kind]
+        fitting = [other.name for other in DATASETS.values() if other.kind == declared.kind]
+        raise ModelError(
+            f"the family '{family}' takes {declared.kind.name}, and '{dataset}' is {kind.name}: choose --family "
+            f"{' or '.join(families)}, or --dataset {' or '.join(fitting)}"
+        )
     data = datasets.load(dataset, data_folder, tell=tell)
-    tell(f"{data.name}: {len(data.train_images)} training images from {data.source}")
+    tell(f"{data.name}: {len(data.train)} training {kind.examples} from {data.source}")
     from inferd_training import fit, models, plots
     from inferd_training.progress import Bars
 
@@ -73,33 +80,34 @@ def train(
         "versions": versions(),
         "validation_accuracy": trained.history["val_accuracy"][-1],
     }
-    (labelled,) = models.signature(trained.model).outputs
+    described = models.signature(trained.model)
+    (taken,), (labelled,) = described.inputs, described.outputs
     with hidden_folder(output.parent) as scratch:
         new = scratch / "run"
         new.mkdir()
         trained.model.save(new / runs.MODEL)
         write_json(new / runs.HISTORY, trained.history)
         plots.learning_curves(trained.history, new / runs.CURVES)
-        document = runs.describe(declared, data, data_folder, labelled.name, training, new / runs.MODEL)
+        document = runs.describe(declared, data, data_folder, taken.name, labelled.name, training, new / runs.MODEL)
         write_json(new / runs.RUN, document)
         replace_folder(new, output, scratch)
     return runs.load(output)
 
 
 def evaluate_run(folder: Path, *, data_folder: Path | None = None, tell: Tell) -> Evaluation:
-    """Evaluates a run's model on the test images; adds `metrics.json` and the confusion matrix to the run folder.
+    """Evaluates a run's model on the test examples; adds `metrics.json` and the confusion matrix to the run folder.
 
     Raises DataError or ModelError.
     """
     run = runs.load(folder)
-    data = _data_of(run, data_folder, tell)
+    data = data_of(run, data_folder, tell)
     from inferd_training import models, plots
 
     ((output, labels),) = run.labels.items()
     model = models.load(run.model)
-    (image,) = models.signature(model).inputs
-    answers = models.predict(model, {image.name: data.test_images}, 256, run.preprocessing)
-    figures = evaluate(answers[output], data.test_labels, tuple(labels))
+    (taken,) = models.signature(model).inputs
+    answers = models.predict(model, {taken.name: data.test.inputs}, 256, run.preprocessing)
+    figures = evaluate(answers[output], data.test.truth, tuple(labels))
     write_json(folder / runs.METRICS, {"model_sha256": sha256(run.model), **figures.as_json()})
     plots.confusion_matrix(figures.confusion, tuple(labels), folder / runs.CONFUSION)
     return figures
@@ -108,16 +116,17 @@ def evaluate_run(folder: Path, *, data_folder: Path | None = None, tell: Tell) -
 def export_run(
     folder: Path, output: Path, *, data_folder: Path | None = None, tolerance: Tolerance | None = None, tell: Tell
 ) -> dict[str, Any]:
-    """Exports a run's model, verified on its test images; returns the report. Raises as `pipeline.export` does."""
+    """Exports a run's model, verified on its test examples; returns the report. Raises as `pipeline.export` does."""
     run = runs.load(folder)
-    data = _data_of(run, data_folder, tell)
+    data = data_of(run, data_folder, tell)
     from inferd_training.export import pipeline
 
     job = pipeline.Job(
         model=run.model,
         labels=run.labels,
         preprocessing=run.preprocessing,
-        samples=_test_images(data),
+        tokeniser=run.tokeniser,
+        samples=_test_examples(data),
         training=run.training,
         data=run.data,
         tolerance=tolerance,
@@ -164,20 +173,21 @@ def verify(
 ) -> dict[str, Any]:
     """Verifies an export or any ONNX file; with `keras_model`, a .keras file or a run folder, its parity too.
 
-    A run's model is compared on the run's test images. Raises as `pipeline.verify` does.
+    A run's model is compared on the run's test examples. Raises as `pipeline.verify` does.
     """
     chosen = _samples(samples)
     if keras_model is not None and keras_model.is_dir():
         run = runs.load(keras_model)
         keras_model = run.model
         if samples is None:
-            chosen = _test_images(_data_of(run, data_folder, tell))
+            chosen = _test_examples(data_of(run, data_folder, tell))
     from inferd_training.export import pipeline
 
     return pipeline.verify(artefact, keras_model=keras_model, samples=chosen, tolerance=tolerance)
 
 
-def _data_of(run: runs.Run, data_folder: Path | None, tell: Tell) -> ImageData:
+def data_of(run: runs.Run, data_folder: Path | None, tell: Tell) -> Dataset:
+    """The data that a run was trained on, from `data_folder` or from where they were. Raises DataError for others."""
     data = datasets.load(run.dataset, data_folder or run.data_folder, tell=tell)
     if dict(data.sha256) != run.data["sha256"]:
         raise DataError(
@@ -187,11 +197,11 @@ def _data_of(run: runs.Run, data_folder: Path | None, tell: Tell) -> ImageData:
     return data
 
 
-def _test_images(data: ImageData) -> Callable[[tuple[RawInput, ...]], Samples]:
+def _test_examples(data: Dataset) -> Callable[[tuple[RawInput, ...]], Samples]:
     def samples(inputs: tuple[RawInput, ...]) -> Samples:
-        (image,) = inputs
-        description = f"the {len(data.test_images)} test images of {data.name}"
-        return Samples({image.name: data.test_images}, description, data.test_labels)
+        (taken,) = inputs
+        description = f"the {len(data.test)} test {data.kind.examples} of {data.name}"
+        return Samples({taken.name: data.test.inputs}, description, data.test.truth)
 
     return samples
 

@@ -1,17 +1,18 @@
 """A line of JSON for each inference request: who was asked for what, where the time went, how it ended.
 
-Never a payload. Lines are written where the requests end, by the thread that answered them and after it has.
+Never a payload. A line is made by the thread that answered the request, after it has, and written by another.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii as _quoted
 
 from inferd_server.errors import ConfigurationError
 from inferd_server.frontend.status import status_of
@@ -21,8 +22,10 @@ from inferd_server.scheduling.work import Work
 
 _LOG = logging.getLogger(__name__)
 
-_BUFFER_BYTES = 1 << 20
-"""More than the lines of a batch: they reach the file in one write, so that workers' lines do not mix."""
+_EVERY_SECONDS = 0.1
+"""How long a line may wait to be written: a write for each batch would take the interpreter from those who serve."""
+_MOST_WAITING = 1 << 16
+"""Batches whose lines wait: some seconds of full load. Behind a disk that is slower, lines are lost, not the server."""
 
 
 class AccessLog:
@@ -35,12 +38,17 @@ class AccessLog:
     def __init__(self, path: str) -> None:
         try:
             target = os.dup(sys.stdout.fileno()) if path == "-" else path
-            self._file = open(target, "ab", buffering=_BUFFER_BYTES)  # noqa: SIM115 - open as long as the server
+            # Unbuffered: what is written at once, whole lines, stays together beside other workers' lines.
+            self._file = open(target, "ab", buffering=0)  # noqa: SIM115 - open as long as the server
         except OSError as error:
             raise ConfigurationError(f"--access-log {path} cannot be written: {error}") from error
         self._path = path
-        self._lock = threading.Lock()
+        self._waiting: deque[str] = deque()
+        self._lost = 0
         self._broken = False
+        self._closing = threading.Event()
+        self._writer = threading.Thread(target=self._write_on, name="access-log", daemon=True)
+        self._writer.start()
 
     def observe(self, name: str, version: int) -> _VersionLog:
         """The observer of a version's batcher."""
@@ -48,20 +56,35 @@ class AccessLog:
 
     def refused(self, request_id: str, name: str, version: str, error: Exception, ns: int) -> None:
         """A request that no batcher has taken: `version` as it was asked for."""
-        self.write([_failure(request_id, name, version, None, error, ns)])
+        self.write(_failure(request_id, _addressee(name, version), None, error, ns))
 
-    def write(self, lines: Iterable[dict[str, object]]) -> None:
-        """Appends lines."""
-        data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
-        with self._lock:
-            if self._broken:
-                return
+    def write(self, lines: str) -> None:
+        """Appends lines, each with its end."""
+        if len(self._waiting) < _MOST_WAITING:
+            self._waiting.append(lines)
+        elif not self._broken:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Writes what there is, and ends."""
+        self._closing.set()
+        self._writer.join()
+
+    def _write_on(self) -> None:
+        closing = False
+        while not closing:
+            closing = self._closing.wait(_EVERY_SECONDS)
+            rest = memoryview("".join([self._waiting.popleft() for _ in range(len(self._waiting))]).encode())
             try:
-                self._file.write(data)
-                self._file.flush()
+                while rest:
+                    rest = rest[self._file.write(rest) :]
             except OSError as error:
                 self._broken = True
                 _LOG.error("--access-log %s cannot be written and ends here: %s", self._path, error)
+                return
+            if self._lost:
+                _LOG.warning("--access-log %s is too slow: the lines of %d batches are lost", self._path, self._lost)
+                self._lost = 0
 
 
 class _VersionLog:
@@ -69,42 +92,42 @@ class _VersionLog:
 
     def __init__(self, log: AccessLog, name: str, version: str) -> None:
         self._log = log
-        self._name = name
-        self._version = version
+        self._addressee = _addressee(name, version)
 
     def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
+        # By hand, and what they share once: with a JSON encoder's calls the lines cost a fifth of the throughput.
+        before, after = f'{{"time":"{_now()}","id":', f",{self._addressee},"
         self._log.write(
-            {
-                **_head(work.reply.request_id, self._name, self._version, work.rows),
-                "code": "OK",
-                "total_us": sum(stages) // 1000,
-                "queue_us": stages.queue_ns // 1000,
-                "compute_input_us": stages.input_ns // 1000,
-                "compute_infer_us": stages.infer_ns // 1000,
-                "compute_output_us": stages.output_ns // 1000,
-            }
-            for work, stages in requests
+            "".join(
+                [
+                    f'{before}{_quoted(work.reply.request_id)}{after}"rows":{work.rows},"code":"OK",'
+                    f'"total_us":{(queue + given + infer + output) // 1000},"queue_us":{queue // 1000},'
+                    f'"compute_input_us":{given // 1000},"compute_infer_us":{infer // 1000},'
+                    f'"compute_output_us":{output // 1000}}}\n'
+                    for work, (queue, given, infer, output) in requests
+                ]
+            )
         )
 
     def failed(self, work: Work, error: Exception | None, ns: int) -> None:
-        self._log.write([_failure(work.reply.request_id, self._name, self._version, work.rows, error, ns)])
+        self._log.write(_failure(work.reply.request_id, self._addressee, work.rows, error, ns))
 
 
-def _failure(
-    request_id: str, name: str, version: str, rows: int | None, error: Exception | None, ns: int
-) -> dict[str, object]:
+def _failure(request_id: str, addressee: str, rows: int | None, error: Exception | None, ns: int) -> str:
     code = "CANCELLED" if error is None else status_of(error).code.name
     reason = CANCELLED if error is None else reason_of(error)
-    return {**_head(request_id, name, version, rows), "code": code, "reason": reason, "total_us": ns // 1000}
+    return (
+        f'{{"time":"{_now()}","id":{_quoted(request_id)},{addressee},"rows":{"null" if rows is None else rows},'
+        f'"code":"{code}","reason":"{reason}","total_us":{ns // 1000}}}\n'
+    )
 
 
-def _head(request_id: str, name: str, version: str, rows: int | None) -> dict[str, object]:
+def _addressee(name: str, version: str) -> str:
+    return f'"model":{_quoted(name)},"version":{_quoted(version)}'
+
+
+def _now() -> str:
+    """RFC 3339, to the millisecond."""
     now = time.time()
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-    return {
-        "time": f"{seconds}.{int(now % 1 * 1000):03d}Z",
-        "id": request_id,
-        "model": name,
-        "version": version,
-        "rows": rows,
-    }
+    return f"{seconds}.{int(now % 1 * 1000):03d}Z"

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
     Span,
     SpanKind,
     StatusCode,
@@ -42,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 _METHOD = f"{SERVICE}/ModelInfer"
 _OK = "OK"
-_CONTEXT_KEYS = ("traceparent", "tracestate")
+_CONTEXT_KEY = "traceparent"
 
 
 class Traces:
@@ -75,12 +76,14 @@ class Traces:
         sampler = self._models.get(model, self._server)
         if not sampler.on:
             return None
-        carrier = {key: value for key, value in metadata if key in _CONTEXT_KEYS}
-        context = self._context.extract(carrier, Context()) if carrier else Context()
-        caller = get_current_span(context).get_span_context()
+        context = None
+        for key, _ in metadata:
+            if key == _CONTEXT_KEY:
+                context = self._context.extract(dict(metadata), Context())
+        caller = INVALID_SPAN_CONTEXT if context is None else get_current_span(context).get_span_context()
         if not (caller.trace_flags.sampled if caller.is_valid else sampler.takes()):
             return None
-        return RequestTrace(self._tracer, context, request_id, now_ns)
+        return RequestTrace(self._tracer, context or Context(), request_id, now_ns)
 
     def observe(self, name: str, version: int) -> _VersionTraces:
         """The observer of a version's batcher."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime as ort
+from inferd_protocol.external_data import ExternalDataError, data_files
 
 from inferd_server.config import Device
 from inferd_server.errors import LoadError
@@ -65,7 +66,17 @@ class OnnxRuntimeBackend:
             _LOG.info("--tune on is for models on the CPU: on %s nothing is measured", self._providers[0])
 
     def load(self, path: Path, settings: SessionSettings = DEFAULT_SETTINGS) -> RuntimeModel:
-        """Loads an ONNX file. Raises LoadError where it cannot be run on the device."""
+        """Loads an ONNX file, and the files that it keeps weights in.
+
+        Raises LoadError where it cannot be run on the device, or keeps weights where they cannot be, or must not be.
+        """
+        try:
+            # Before the runtime opens anything: it would follow a model to any file of the machine.
+            data_files(path)
+        except ExternalDataError as error:
+            raise LoadError(f"{path.name} is refused: {error}") from error
+        except OSError as error:
+            raise LoadError(f"{path.name} cannot be read: {error.strerror}") from error
         settings = self._completed(settings)
         if self._tuner:
             return TunableModel(path, settings, self._tuner, self._load_on_cpu)

@@ -43,9 +43,9 @@ def archive(members: Mapping[str, bytes], mode: str = "w:gz") -> bytes:
 def test_a_users_own_files_need_no_hash(data_folder: Path) -> None:
     data = datasets.load("mnist", data_folder)
     assert data.source == "the user's own files"
-    assert data.train_images.shape == (48, 28, 28, 1)
-    assert data.test_images.shape == (24, 28, 28, 1)
-    assert data.train_labels.tolist()[:11] == [*range(10), 0]
+    assert data.train.inputs.shape == (48, 28, 28, 1)
+    assert data.test.inputs.shape == (24, 28, 28, 1)
+    assert data.train.truth.tolist()[:11] == [*range(10), 0]
 
 
 def test_gzip_files_are_the_same_data(tmp_path: Path, contents: Contents) -> None:
@@ -53,7 +53,7 @@ def test_gzip_files_are_the_same_data(tmp_path: Path, contents: Contents) -> Non
     plain = datasets.load("mnist", write(tmp_path / "plain", contents))
     packed = datasets.load("mnist", folder)
     assert packed.sha256 == plain.sha256
-    assert np.array_equal(packed.test_images, plain.test_images)
+    assert np.array_equal(packed.test.inputs, plain.test.inputs)
 
 
 def test_known_files_in_a_users_folder_are_recognised(tiny: known.KnownDataset, data_folder: Path) -> None:
@@ -175,7 +175,8 @@ def test_apt_falls_back_to_package_lists_of_its_own(contents: Contents, tmp_path
     inner.write_bytes(archive(files, "w"))
     program(
         "apt-get",
-        'case "$*" in *::State*update) ;; *::State*download*) touch a.deb ;; *) echo "no lists" >&2; exit 1 ;; esac',
+        'case "$*" in *::State*update) ;; *::State*download*) touch dataset-fashion-mnist_1.0-1_all.deb ;; '
+        '*) echo "no lists" >&2; exit 1 ;; esac',
     )
     program("dpkg-deb", f"cat {inner}")
     scratch = tmp_path / "scratch"

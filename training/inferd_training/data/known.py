@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from inferd_training.data.kinds import IMAGES, TEXT, Kind
 from inferd_training.errors import DataError
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -13,17 +14,26 @@ TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-"""The four files of a data set, under the names that MNIST gave them."""
+"""The four files of a data set of images, under the names that MNIST gave them."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownDataset:
-    """A data set known by `name`. `sha256` is by file name, of the uncompressed content."""
+    """A data set known by `name`. `sha256` is by file name, of the uncompressed content, where it never changes.
+
+    `labels` are empty where those of the files count.
+    """
 
     name: str
     title: str
     labels: tuple[str, ...]
-    sha256: Mapping[str, str]
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    kind: Kind = IMAGES
+
+    @property
+    def own(self) -> bool:
+        """Whether nobody has it but the user."""
+        return not self.labels
 
 
 MNIST = KnownDataset(
@@ -62,7 +72,16 @@ FASHION_MNIST = KnownDataset(
     },
 )
 
-DATASETS: Mapping[str, KnownDataset] = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST)}
+MANPAGES = KnownDataset(
+    name="manpages",
+    title="Debian's manual pages in eight languages",
+    labels=("German", "English", "Spanish", "French", "Italian", "Dutch", "Polish", "Portuguese"),
+    kind=TEXT,
+)
+
+OWN_TEXT = KnownDataset(name="text", title="labelled texts of your own", labels=(), kind=TEXT)
+
+DATASETS: Mapping[str, KnownDataset] = {dataset.name: dataset for dataset in (MNIST, FASHION_MNIST, MANPAGES, OWN_TEXT)}
 
 
 def hashes(contents: Mapping[str, bytes]) -> dict[str, str]:

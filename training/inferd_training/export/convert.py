@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import keras
+import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
 
 from inferd_training import models
 from inferd_training.errors import ExportError
+from inferd_training.export.layers import nodes
 from inferd_training.families.family import Scaling
 
 OPSET = 17
@@ -23,11 +26,15 @@ BATCH = "batch"
 """The name of axis 0 of every input and output."""
 
 
-def convert(model: keras.Model, preprocessing: Mapping[str, Scaling], opset: int = OPSET) -> onnx.ModelProto:
+def convert(
+    model: keras.Model, preprocessing: Mapping[str, Scaling], opset: int = OPSET, *, large: bool = False
+) -> onnx.ModelProto:
     """The model in ONNX: its inputs and outputs under the names and in the order of `models.signature`.
 
     Inputs named in `preprocessing` take raw values of the declared dtype and are scaled inside the graph. Axis 0 of
-    every input and output is free, and named `batch`. Raises ExportError where tf2onnx cannot convert the model, and
+    every input and output is free, and named `batch`. A `large` model is one whose weights TensorFlow's own graph, a
+    protobuf message too, cannot hold: it is converted without TensorFlow's optimizer. The weights are in the result
+    either way, which then cannot be serialized whole. Raises ExportError where tf2onnx cannot convert the model, and
     ModelError as `models.signature` does.
     """
     described = models.signature(model)
@@ -51,15 +58,44 @@ def convert(model: keras.Model, preprocessing: Mapping[str, Scaling], opset: int
 
     try:
         traced = tf.function(served, input_signature=arguments, autograph=False)
-        proto, _ = tf2onnx.convert.from_function(traced, input_signature=arguments, opset=opset)
+        with _product():
+            proto, weights = tf2onnx.convert.from_function(
+                traced, input_signature=arguments, opset=opset, large_model=large
+            )
     except Exception as error:  # tf2onnx and TensorFlow raise many types; each means that there is no graph.
         raise ExportError(
             f"tf2onnx {tf2onnx.__version__} cannot convert the model: {models.first_line(error)}"
         ) from error
     if not isinstance(proto, onnx.ModelProto):
         raise ExportError("tf2onnx gave no model")
+    if weights is not None:
+        _bring_back(proto, weights.name_to_tensor_data)
     _restore_names(proto.graph, described)
     return proto
+
+
+@contextmanager
+def _product() -> Iterator[None]:
+    """tf2onnx 1.17 measures large weights by `numpy.product`, which numpy 2 has not any more."""
+    missing = not hasattr(np, "product")
+    if missing:
+        np.product = np.prod  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if missing:
+            del np.product  # type: ignore[attr-defined]
+
+
+def _bring_back(proto: onnx.ModelProto, weights: dict[str, bytes]) -> None:
+    """Puts the weights that tf2onnx keeps apart into the tensors that they are of."""
+    constants = [attribute.t for node in nodes(proto.graph) for attribute in node.attribute if attribute.HasField("t")]
+    for tensor in (*proto.graph.initializer, *constants):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            # Taken out, so that there are never two copies of all.
+            tensor.raw_data = weights.pop(tensor.external_data[0].value)
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
 
 
 def _scaled(raw: tf.Tensor, scaling: Scaling | None) -> tf.Tensor:

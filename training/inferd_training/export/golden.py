@@ -14,7 +14,7 @@ from inferd_protocol.golden import MOST_ROWS, Golden, GoldenError, Tolerance, di
 from numpy.typing import NDArray
 
 from inferd_training.errors import VerificationError
-from inferd_training.export.parity import Parity
+from inferd_training.export.parity import Tolerance as ParityTolerance
 from inferd_training.export.runtime import Runtime
 from inferd_training.export.samples import Samples
 from inferd_training.files import sha256
@@ -31,25 +31,33 @@ _TOLERANCES = {
 }
 
 
-def write_golden(path: Path, samples: Samples, parity: Parity, runtime: Runtime) -> dict[str, Any]:
-    """Writes up to MOST_ROWS of the samples, spread evenly, and checks that the file's answers are reproduced.
+def write_golden(
+    path: Path,
+    samples: Samples,
+    answers: Mapping[str, NDArray[Any]],
+    runtime: Runtime,
+    allowed: ParityTolerance | None = None,
+) -> dict[str, Any]:
+    """Writes up to MOST_ROWS of the samples, spread evenly, with `answers`, and checks that they are reproduced.
+
+    `allowed` is the parity's own tolerance, where somebody set one.
 
     Returns the report's part, {"golden": {"sha256", "rows", "tolerances"}}; nothing, and then writes nothing, where a
     single row is too large. Raises VerificationError as `check_golden` does.
     """
-    arrays = [*samples.inputs.values(), *parity.onnx.values()]
+    arrays = [*samples.inputs.values(), *answers.values()]
     available = len(arrays[0])
     fitting = _MOST_BYTES * available // max(1, sum(array.nbytes for array in arrays))
     rows = min(MOST_ROWS, available, fitting)
     if not rows:
         return {}
     chosen = np.linspace(0, available - 1, rows).astype(np.intp)
-    tolerances = {name: _tolerance(array, parity) for name, array in parity.onnx.items()}
-    golden = Golden(_rows(samples.inputs, chosen), _rows(parity.onnx, chosen), tolerances)
+    tolerances = {name: _tolerance(array, allowed) for name, array in answers.items()}
+    golden = Golden(_rows(samples.inputs, chosen), _rows(answers, chosen), tolerances)
     write(path, golden)
     check_golden(path, runtime)
-    allowed = {name: {"absolute": one.absolute, "relative": one.relative} for name, one in tolerances.items()}
-    return {"golden": {"sha256": sha256(path), "rows": rows, "tolerances": allowed}}
+    written = {name: {"absolute": one.absolute, "relative": one.relative} for name, one in tolerances.items()}
+    return {"golden": {"sha256": sha256(path), "rows": rows, "tolerances": written}}
 
 
 def check_golden(path: Path, runtime: Runtime) -> int:
@@ -99,12 +107,12 @@ def _compare(
         )
 
 
-def _tolerance(array: NDArray[Any], parity: Parity) -> Tolerance:
+def _tolerance(array: NDArray[Any], allowed: ParityTolerance | None) -> Tolerance:
     default = _TOLERANCES.get(array.dtype.name, Tolerance(0.0, 0.0))
-    if parity.tolerance is None or array.dtype.kind != "f":
+    if allowed is None or array.dtype.kind != "f":
         return default
     # Who allows ONNX Runtime to differ from Keras by more allows it to differ from itself by as much.
-    return Tolerance(max(default.absolute, parity.tolerance.absolute), max(default.relative, parity.tolerance.relative))
+    return Tolerance(max(default.absolute, allowed.absolute), max(default.relative, allowed.relative))
 
 
 def _rows(arrays: Mapping[str, NDArray[Any]], chosen: NDArray[np.intp]) -> dict[str, NDArray[Any]]:

@@ -28,6 +28,7 @@ def annotate(
     *,
     labels: Mapping[str, Sequence[str]],
     preprocessing: Mapping[str, Scaling],
+    tokeniser: Mapping[str, Any],
     training: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> None:
@@ -36,6 +37,7 @@ def annotate(
     parts: dict[str, Mapping[str, Any]] = {
         artefact.LABELS_KEY: labels,
         artefact.PREPROCESSING_KEY: {name: asdict(scaling) for name, scaling in preprocessing.items()},
+        artefact.TOKENISER_KEY: tokeniser,
         artefact.TRAINING_KEY: training,
         artefact.DATA_KEY: data,
         artefact.VERSIONS_KEY: versions(),

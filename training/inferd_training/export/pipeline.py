@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from inferd_protocol.artefact import GOLDEN_FILE, MODEL_FILE, REPORT_FILE
+from inferd_protocol.artefact import GOLDEN_FILE, MODEL_FILE, REPORT_FILE, WEIGHTS_FILE
 from numpy.typing import NDArray
 
 from inferd_training import models
@@ -20,10 +19,11 @@ from inferd_training.export.golden import check_golden, write_golden
 from inferd_training.export.locate import first_faulty_layer
 from inferd_training.export.metadata import annotate, preprocessing_of, versions
 from inferd_training.export.parity import BATCHES, Parity, ParityError, Tolerance, check_parity
-from inferd_training.export.report import check_report
+from inferd_training.export.report import check_report, external_files
 from inferd_training.export.runtime import PROVIDER, Runtime, version
 from inferd_training.export.samples import RawInput, Samples, random_samples
 from inferd_training.export.structure import Structure, check_structure, read
+from inferd_training.export.weights import EXTERNAL_FROM, save
 from inferd_training.families.family import Scaling
 from inferd_training.files import hidden_folder, holds_only, replace_folder, sha256, write_json
 
@@ -35,28 +35,36 @@ REPORT_FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to export. `labels` are by output name, `preprocessing` by input name; all but the model may be left out.
+    """What to export. `labels` are by output name, `preprocessing` and `tokeniser` by input name; all but the model may
+    be left out.
 
     `samples` gets the raw inputs and gives what the parity is tested on. `training` and `data` go into the metadata.
+    Weights of `external_from` bytes or more lie in a file beside the model, and are converted in tf2onnx's own way for
+    large models.
     """
 
     model: Path
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     preprocessing: Mapping[str, Scaling] = field(default_factory=dict)
+    tokeniser: Mapping[str, Any] = field(default_factory=dict)
     samples: Callable[[tuple[RawInput, ...]], Samples] = random_samples
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     tolerance: Tolerance | None = None
     opset: int = OPSET
+    external_from: int = EXTERNAL_FROM
 
 
 def export(job: Job, output: Path, tell: Callable[[str], None] = lambda _line: None) -> dict[str, Any]:
-    """Exports to the folder `output` (`model.onnx`, `golden.npz`, `report.json`) and returns the report.
+    """Exports to the folder `output` and returns the report.
+
+    What is written: `model.onnx`, for a large model `model.onnx.data`, `golden.npz`, `report.json`.
 
     An earlier export there is replaced, but only by one that passed. Raises ModelError, ExportError, DataError or
     VerificationError, and then leaves `output` as it was.
     """
-    if output.exists() and not (output.is_dir() and holds_only(output, {MODEL_FILE, GOLDEN_FILE, REPORT_FILE})):
+    ours = {MODEL_FILE, WEIGHTS_FILE, GOLDEN_FILE, REPORT_FILE}
+    if output.exists() and not (output.is_dir() and holds_only(output, ours)):
         raise ExportError(f"{output} holds other files than an earlier export's: give an empty or new folder")
     with hidden_folder(output.parent) as scratch:
         new = scratch / "export"
@@ -71,22 +79,30 @@ def _export_into(job: Job, folder: Path, tell: Callable[[str], None]) -> dict[st
     model = models.load(job.model)
     samples = job.samples(raw_inputs(model, job.preprocessing))
     tell("converting")
-    proto = convert(model, job.preprocessing, job.opset)
+    proto = convert(model, job.preprocessing, job.opset, large=models.weight_bytes(model) >= job.external_from)
     tell(f"computing Keras's answers on {samples.description}")
     reference = Reference(model, job.preprocessing, samples)
     metrics = _metrics(job, samples, reference)
     training = {**job.training, **({"metrics": metrics} if metrics else {})}
-    annotate(proto, labels=job.labels, preprocessing=job.preprocessing, training=training, data=job.data)
+    annotate(
+        proto,
+        labels=job.labels,
+        preprocessing=job.preprocessing,
+        tokeniser=job.tokeniser,
+        training=training,
+        data=job.data,
+    )
     path = folder / MODEL_FILE
     try:
-        onnx.save(proto, path)
-    except ValueError as error:
-        raise ExportError(f"the model cannot be written as one file: {models.first_line(error)}") from error
+        save(proto, path, job.external_from)
+    except OSError as error:
+        raise ExportError(f"the model cannot be written to {folder.parent.parent}: {error.strerror}") from error
+    del proto
     tell("checking the graph")
     structure, runtime = check_structure(path, models.layer_names(model))
     tell("comparing ONNX Runtime with Keras")
     parity = compare(model, runtime, reference, samples, job.preprocessing, job.tolerance)
-    golden = write_golden(folder / GOLDEN_FILE, samples, parity, runtime)
+    golden = write_golden(folder / GOLDEN_FILE, samples, parity.onnx, runtime, parity.tolerance)
     if not golden:
         tell(f"no {GOLDEN_FILE}: one row of the samples is too large for it")
     if metrics:
@@ -175,7 +191,7 @@ def verify(
     return found
 
 
-def _truth(samples: Samples) -> NDArray[np.uint8]:
+def _truth(samples: Samples) -> NDArray[np.integer[Any]]:
     if samples.truth is None:
         raise ExportError("the samples have no true classes")
     return samples.truth
@@ -194,10 +210,14 @@ def _metrics(job: Job, samples: Samples, reference: Reference) -> dict[str, Any]
     return {"accuracy": figures.accuracy, "loss": figures.loss, "examples": figures.examples}
 
 
+def _file_part(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
 def _model_part(path: Path, structure: Structure) -> dict[str, Any]:
     return {
-        "sha256": sha256(path),
-        "bytes": path.stat().st_size,
+        **_file_part(path),
+        "weights": {name: _file_part(path.parent / name) for name in external_files(path)},
         "opset": structure.opset,
         "ir_version": structure.ir_version,
         "inputs": structure.inputs,
@@ -224,6 +244,7 @@ def _report(
         "parity": {"samples": samples.description, **parity.as_json()},
         "labels": {name: list(labels) for name, labels in job.labels.items()},
         "preprocessing": {name: asdict(scaling) for name, scaling in job.preprocessing.items()},
+        "tokeniser": dict(job.tokeniser),
         "training": dict(job.training),
         "data": dict(job.data),
         "metrics": dict(metrics),

@@ -22,12 +22,12 @@ _FREE_EXTENT = 8
 class Samples:
     """Raw inputs by name, as clients will send them, axis 0 the row; `description` is for the report.
 
-    `truth` has the true class of each row where it is known: unsigned integers [rows].
+    `truth` has the true class of each row where it is known: whole numbers [rows].
     """
 
     inputs: Mapping[str, NDArray[Any]]
     description: str
-    truth: NDArray[np.uint8] | None = None
+    truth: NDArray[np.integer[Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

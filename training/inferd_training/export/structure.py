@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from inferd_protocol.artefact import OPTIMISATION_KEY
 from inferd_protocol.datatypes import BY_NAME
 
 from inferd_training.errors import VerificationError
 from inferd_training.export.layers import layer_of, nodes
+from inferd_training.export.report import external_files
 from inferd_training.export.runtime import Limits, Runtime, limits, version
 
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
+_RUNTIME_DOMAINS = {"com.microsoft"}
+"""ONNX Runtime's own operators."""
 
 _FIXES = {"Erfc": "use keras.activations.gelu with approximate=True"}
 """By the operator that no runtime has: what to write in Keras instead."""
@@ -48,15 +52,20 @@ class Structure:
 
 def check_structure(path: Path, layer_names: Collection[str] = ()) -> tuple[Structure, Runtime]:
     """Checks an ONNX file and loads it into ONNX Runtime, in this order: IR and opset versions against the runtime's
-    limits, operators, onnx.checker with shape inference, the batch axis, the runtime itself, the protocol's datatypes.
+    limits, operators, the files that weights lie in, onnx.checker with shape inference, the batch axis, the runtime
+    itself, the protocol's datatypes.
 
     `layer_names` are the Keras layers to name in messages. Raises VerificationError at the first breach.
     """
     proto = read(path)
-    opset = _check_versions(proto)
-    _check_operators(proto, opset, layer_names)
+    opset = check_versions(proto)
+    # What was optimised for a machine may use what only its runtime has: that runtime is asked below.
+    optimised = any(entry.key == OPTIMISATION_KEY for entry in proto.metadata_props)
+    check_operators(proto, opset, layer_names, _RUNTIME_DOMAINS if optimised else ())
+    external_files(path)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        # By its path: the weights of a large model are in another file, and a message could not hold both.
+        onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"onnx.checker refuses {path.name}: {' '.join(str(error).split())}") from error
     _check_batch_axis(proto)
@@ -73,16 +82,19 @@ def check_structure(path: Path, layer_names: Collection[str] = ()) -> tuple[Stru
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """Parses an ONNX file. Raises VerificationError where it is missing or is none."""
+    """Parses an ONNX file, but nothing that lies in others. Raises VerificationError where it is missing or is none."""
     try:
-        return onnx.load(path)
+        return onnx.load(path, load_external_data=False)
     except OSError as error:
         raise VerificationError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # the protobuf runtimes raise types of their own
         raise VerificationError(f"{path} is not an ONNX file: export the model again") from error
 
 
-def _check_versions(proto: onnx.ModelProto) -> int:
+def check_versions(proto: onnx.ModelProto) -> int:
+    """The opset of ONNX's default domain, where the installed runtime takes it and the IR version; else raises
+    VerificationError.
+    """
     allowed = limits()
     runtime = f"ONNX Runtime {version()}"
     if not 3 <= proto.ir_version <= allowed.ir:
@@ -101,10 +113,18 @@ def _check_versions(proto: onnx.ModelProto) -> int:
     return int(default[0])
 
 
-def _check_operators(proto: onnx.ModelProto, opset: int, layer_names: Collection[str]) -> None:
+def check_operators(
+    proto: onnx.ModelProto, opset: int, layer_names: Collection[str] = (), domains: Collection[str] = ()
+) -> None:
+    """Raises VerificationError for an operator, in whichever graph of the model, that ONNX does not define.
+
+    Operators of `domains` are the runtime's own, which is asked for them when it loads the file.
+    """
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     for node in nodes(proto.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
+        if node.domain in domains:
+            continue
         # Without a domain of its own in the file, an operator counts as the default domain's.
         if node.domain in _DOMAINS and onnx.defs.has(node.op_type, versions.get(domain, opset), domain):
             continue

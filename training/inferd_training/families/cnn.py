@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from inferd_training.data.kinds import IMAGES
 from inferd_training.families.family import Family, Scaling
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def _build(classes: int) -> keras.Model:
 CNN = Family(
     name="cnn",
     summary="Conv 32, pool, Conv 64, pool, Dense 128, softmax",
+    kind=IMAGES,
     build=_build,
     preprocessing={"image": Scaling(dtype="uint8", scale=1 / 255)},
     epochs=5,

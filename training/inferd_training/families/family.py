@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from inferd_training.data.kinds import Kind
+
 if TYPE_CHECKING:
     import keras
 
@@ -28,7 +30,7 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A model family for grey 28x28 images.
+    """A model family for one kind of data.
 
     `build(classes)` gives the model with fresh weights, not compiled. `preprocessing` is by input name, and becomes
     part of the exported graph. `learning_rates` has the peak rate of each optimizer that may be chosen.
@@ -36,6 +38,7 @@ class Family:
 
     name: str
     summary: str
+    kind: Kind
     build: Callable[[int], keras.Model]
     preprocessing: Mapping[str, Scaling]
     epochs: int

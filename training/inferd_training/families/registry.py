@@ -6,5 +6,7 @@ from collections.abc import Mapping
 
 from inferd_training.families.cnn import CNN
 from inferd_training.families.family import Family
+from inferd_training.families.lstm import LSTM
+from inferd_training.families.transformer import TRANSFORMER
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (CNN,)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (CNN, TRANSFORMER, LSTM)}

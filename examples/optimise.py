@@ -1,0 +1,96 @@
+"""From data to an optimised model that is served: train, export, prune, optimise, publish, and compare with Keras.
+
+    python examples/optimise.py cnn            images, a pruned successor among the candidates
+    python examples/optimise.py transformer    text
+    python examples/optimise.py lstm
+
+Every step but the last is a command that can be typed as well; it is printed as it runs. What is there from an earlier
+call is not made again. Ends with the table of all candidates, and with the answers that the optimised version gives
+over gRPC to every test row beside Keras's own. Exits 0 only if both give the same class to 99 rows in 100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from demo import heading, inferd, serve
+from inferd_client import Client
+from inferd_training import models, runs
+from inferd_training.data import datasets
+from tqdm import tqdm
+
+DATASETS = {"cnn": "fashion-mnist", "transformer": "manpages", "lstm": "manpages"}
+SPARSITY = "0.25"
+"""The share of the CNN's channels that the pruned successor does without."""
+ROWS_PER_REQUEST = 64
+REQUESTS_IN_FLIGHT = 8
+LEAST_AGREEMENT = 0.99
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], epilog="What is there from an earlier call is not made again."
+    )
+    parser.add_argument("family", choices=list(DATASETS))
+    parser.add_argument("--output", type=Path, default=Path("optimise-output"), help="default: %(default)s")
+    parser.add_argument("--max-accuracy-drop", default="0.1", metavar="POINTS", help="default: %(default)s")
+    arguments = parser.parse_args()
+    folder: Path = arguments.output / arguments.family
+    run, export, optimised = folder / "run", folder / "export", folder / "optimised"
+    repository = folder / "repository"
+    steps = [
+        (run, "train", "--dataset", DATASETS[arguments.family], "--family", arguments.family, "--output", run),
+        (export, "export", run, "--output", export),
+    ]
+    also: list[Path] = []
+    if arguments.family == "cnn":
+        pruned = folder / "pruned-run"
+        also = [folder / "pruned"]
+        steps += [
+            (pruned, "prune", run, "--sparsity", SPARSITY, "--keep", "--output", pruned),
+            (also[0], "export", pruned, "--output", also[0]),
+        ]
+    for made, *command in steps:
+        if not made.exists():
+            heading(str(command[0]))
+            if inferd(*map(str, command)) != 0:
+                return 1
+    heading("optimize")
+    flags = ["--max-accuracy-drop", arguments.max_accuracy_drop]
+    flags += [part for successor in also for part in ("--also", str(successor))]
+    if inferd("optimize", str(export), "--output", str(optimised), *flags) != 0:
+        return 1
+    for version in (export, optimised):
+        if inferd("publish", str(version), "--repository", str(repository), "--name", arguments.family) != 0:
+            return 1
+    heading("Serving, and scoring the test rows over gRPC")
+    return 0 if compare(run, repository, arguments.family) else 1
+
+
+def compare(run_folder: Path, repository: Path, name: str) -> bool:
+    """Whether the newest version answers the test rows as Keras does."""
+    run = runs.load(run_folder)
+    data = datasets.load(run.dataset, run.data_folder)
+    ((output, _),) = run.labels.items()
+    model = models.load(run.model)
+    (entry,) = models.signature(model).inputs
+    in_keras = models.predict(model, {entry.name: data.test.inputs}, 256, run.preprocessing)[output].argmax(axis=1)
+    starts = range(0, len(data.test), ROWS_PER_REQUEST)
+    batches = ({entry.name: data.test.inputs[start : start + ROWS_PER_REQUEST]} for start in starts)
+    with serve(repository) as address, Client(address) as client:
+        answers = client.infer_many(name, batches, concurrency=REQUESTS_IN_FLIGHT)
+        served = np.concatenate([answer[output] for answer in tqdm(answers, total=len(starts), disable=None)])
+    over_grpc = served.argmax(axis=1)
+    agreement = float((over_grpc == in_keras).mean())
+    print(
+        f"\n{len(in_keras)} test rows: accuracy over gRPC {(over_grpc == data.test.truth).mean():.4f}, in Keras "
+        f"{(in_keras == data.test.truth).mean():.4f}; the same class for {agreement:.2%}"
+    )
+    return agreement >= LEAST_AGREEMENT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""What the optimised model is chosen from: each a whole model, made of the original or of a smaller one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from inferd_training.errors import OptimiseError
+from inferd_training.optimise import quantise, sessions
+from inferd_training.optimise.graph.simplify import simplify
+from inferd_training.optimise.half import half
+from inferd_training.optimise.quantise import Calibration, Ranges
+from inferd_training.optimise.search import Found, groups, search
+from inferd_training.optimise.variants import named, pool_first
+
+Tell = Callable[[str], None]
+
+_LONGEST_RUN_SECONDS = 0.02
+"""Batches that take longer are left out of the search, though not of the judgement: a search is many runs."""
+_ROUNDS = 5
+"""Of a comparison during the search: an odd number, whose median one disturbed round does not move."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A model to choose. `how` is what was done to it, one line; `moves` are the steps of its search."""
+
+    name: str
+    proto: onnx.ModelProto
+    how: str
+    moves: tuple[str, ...] = ()
+    int8_nodes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Workshop:
+    """What candidates are made with: calibration rows by input name ([rows, ...], None where there are none), the time
+    that all searches together may take, and the threads of a run."""
+
+    calibration: Mapping[str, NDArray[Any]] | None
+    samples: Mapping[str, NDArray[Any]]
+    seconds: float
+    threads: int
+    tell: Tell
+    notes: list[str] = field(default_factory=list)
+    """What was skipped, and why."""
+
+    def candidates(self, label: str, original: onnx.ModelProto) -> list[Candidate]:
+        """All that is made of one model; `label` begins their names, empty for the original."""
+        prefix = f"{label} " if label else ""
+        operators = {node.op_type for node in original.graph.node}
+        if operators & quantise.QUANTISED:
+            self.notes.append(f"{prefix}the model is INT8 already: it is timed as it is, and not quantised again")
+            return [Candidate(f"{label}, as it is", original, "nothing")] if label else []
+        simplified = simplify(original)
+        self.notes.extend(f"{prefix}graph: {note}" for note in simplified.notes)
+        plain = named(simplified.proto)
+        made = [Candidate(f"{prefix}graph", plain, "graph simplified")]
+        made += self._half(prefix, plain)
+        self.tell(f"{prefix}searching which nodes pay in INT8")
+        made += self._static(prefix, plain)
+        made += self._dynamic(prefix, plain)
+        return made
+
+    def _half(self, prefix: str, plain: onnx.ModelProto) -> list[Candidate]:
+        try:
+            return [
+                Candidate(f"{prefix}FP16", half(plain), "weights and sums in FP16, inputs and outputs as they were")
+            ]
+        except OptimiseError as error:
+            self.notes.append(f"{prefix}FP16: {error}")
+            return []
+
+    def _static(self, prefix: str, plain: onnx.ModelProto) -> list[Candidate]:
+        nodes = quantise.static_nodes(plain)
+        if not nodes:
+            self.notes.append(f"{prefix}static INT8: the model has no node that it can take")
+            return []
+        if self.calibration is None:
+            self.notes.append(
+                f"{prefix}static INT8: skipped, since there are no calibration rows: give some by --calibration"
+            )
+            return []
+        moved, count = pool_first(plain)
+        written = [plain, moved] if count else [plain]
+        try:
+            ranges = [quantise.calibrate(proto, self.calibration, Calibration.MIN_MAX) for proto in written]
+            made = [
+                self._candidate(f"{prefix}INT8 everywhere", plain, ranges[0], frozenset(nodes), Calibration.MIN_MAX)
+            ]
+        except OptimiseError as error:
+            self.notes.append(f"{prefix}static INT8: skipped: {error}")
+            return []
+        best: tuple[float, onnx.ModelProto, Found] | None = None
+        for proto, of_tensors in zip(written, ranges, strict=True):
+            found, gain = self._search(plain, proto, nodes, functools.partial(quantise.static, proto, of_tensors))
+            if found.nodes and (best is None or gain > best[0]):
+                best = gain, proto, found
+        if best is None:
+            self.notes.append(f"{prefix}static INT8: no node pays on this machine")
+            return made
+        _, proto, found = best
+        self._note_time(prefix, found)
+        for method in Calibration:
+            try:
+                of_tensors = quantise.calibrate(proto, self.calibration, method, found.nodes)
+                made.append(
+                    self._candidate(
+                        f"{prefix}INT8 mixed, {method}", proto, of_tensors, found.nodes, method, found.moves
+                    )
+                )
+            except OptimiseError as error:
+                self.notes.append(f"{prefix}static INT8 by {method}: {error}")
+        return made
+
+    def _candidate(
+        self,
+        name: str,
+        proto: onnx.ModelProto,
+        ranges: Ranges,
+        nodes: frozenset[str],
+        method: Calibration,
+        moves: Sequence[str] = (),
+    ) -> Candidate:
+        made = quantise.static(proto, ranges, nodes)
+        how = f"static INT8 of {len(nodes)} nodes, ranges by {method}, weights per channel"
+        return Candidate(name, made, how, tuple(moves), tuple(sorted(nodes)))
+
+    def _dynamic(self, prefix: str, plain: onnx.ModelProto) -> list[Candidate]:
+        nodes = quantise.dynamic_nodes(plain)
+        if not nodes:
+            self.notes.append(f"{prefix}dynamic INT8: the model has no node that it can take")
+            return []
+        try:
+            everything = quantise.dynamic(plain, nodes)
+        except OptimiseError as error:
+            self.notes.append(f"{prefix}dynamic INT8: skipped: {error}")
+            return []
+        how = f"dynamic INT8 of {len(nodes)} nodes, weights per channel"
+        made = [Candidate(f"{prefix}INT8 dynamic", everything, how, (), nodes)]
+        found, _ = self._search(plain, plain, nodes, functools.partial(quantise.dynamic, plain))
+        self._note_time(prefix, found)
+        if found.nodes and found.nodes != frozenset(nodes):
+            how = f"dynamic INT8 of {len(found.nodes)} of {len(nodes)} nodes, weights per channel"
+            mixed = quantise.dynamic(plain, found.nodes)
+            made.append(Candidate(f"{prefix}INT8 dynamic, mixed", mixed, how, found.moves, tuple(sorted(found.nodes))))
+        return made
+
+    def _search(
+        self,
+        plain: onnx.ModelProto,
+        proto: onnx.ModelProto,
+        nodes: Sequence[str],
+        build: Callable[[frozenset[str]], onnx.ModelProto],
+    ) -> tuple[Found, float]:
+        """The fastest set of nodes, and its gain over `plain`."""
+        feeds = sessions.feeds(self.samples)
+        plain_session = sessions.load(plain, self.threads)
+        quick = {rows: feed for rows, feed in feeds.items() if plain_session.seconds(feed, 1) <= _LONGEST_RUN_SECONDS}
+        feeds = quick or dict([min(feeds.items())])
+        kept: dict[frozenset[str], sessions.Session] = {}
+
+        def session(chosen: frozenset[str]) -> sessions.Session:
+            if chosen not in kept:
+                kept[chosen] = sessions.load(build(chosen) if chosen else proto, self.threads)
+            return kept[chosen]
+
+        def evaluate(before: frozenset[str], after: frozenset[str]) -> float:
+            gained = sessions.gains(session(before), session(after), feeds, _ROUNDS)
+            for chosen in [known for known in kept if known not in (before, after)]:
+                del kept[chosen]
+            return sessions.overall(gained)
+
+        found = search(groups(proto, nodes), evaluate, self.seconds)
+        return found, sessions.overall(sessions.gains(plain_session, session(found.nodes), feeds, _ROUNDS))
+
+    def _note_time(self, prefix: str, found: Found) -> None:
+        if not found.complete:
+            self.notes.append(
+                f"{prefix}the search was cut short after {self.seconds:g} s: --search-seconds allows more"
+            )

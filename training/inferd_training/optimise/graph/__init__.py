@@ -1,0 +1,1 @@
+"""The graph itself: fewer nodes, the same answers."""

@@ -1,0 +1,237 @@
+"""Which channels of a model can go, and the model without them.
+
+A channel is one filter of a convolution or one unit of a dense layer. It can go where all that its output reaches can
+do without it: what works on each channel for itself passes it on, up to the layers that sum over channels and lose a
+slice of their weights with it. What meets other channels on the way (an addition, an attention, a layer that is not
+known here) keeps the whole layer as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from numpy.typing import NDArray
+
+from inferd_training.smaller.graph import Call, Graph, copy
+
+ELEMENTWISE = frozenset(
+    {
+        *("celu", "elu", "gelu", "leaky_relu", "mish", "relu", "relu6", "selu", "silu"),
+        *("exponential", "hard_sigmoid", "hard_silu", "linear", "sigmoid", "softplus", "softsign", "tanh"),
+    }
+)
+"""Keras's activations that work on each value for itself. Softmax, which mixes them, is not among them."""
+
+_CHANNELWISE = frozenset(
+    {
+        layers.ReLU,
+        layers.LeakyReLU,
+        layers.ELU,
+        layers.Identity,
+        layers.Dropout,
+        layers.SpatialDropout1D,
+        layers.SpatialDropout2D,
+        layers.GaussianDropout,
+        layers.GaussianNoise,
+        layers.AveragePooling2D,
+        layers.MaxPooling2D,
+        layers.GlobalAveragePooling2D,
+        layers.GlobalMaxPooling2D,
+        layers.Cropping2D,
+        layers.UpSampling2D,
+        layers.ZeroPadding2D,
+    }
+)
+"""Layers without weights that work on each channel for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a layer behind a channel loses with it: `repeat` elements of its last input axis.
+
+    That is 1, or as many as there were places when the channel was flattened. `sums`: the layer sums over them, else it
+    has weights for each.
+    """
+
+    layer: str
+    repeat: int
+    sums: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """A layer of `width` channels that can go, and what their going does to others."""
+
+    layer: str
+    width: int
+    effects: tuple[Effect, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """What can be pruned of a model, by layer and in the order of computation, and why the other layers are left."""
+
+    prunable: tuple[Prunable, ...]
+    left: Mapping[str, str]
+
+
+def find(model: keras.Model) -> Channels:
+    """Looks at every layer with weights. Raises ModelError for a model that is no graph of layers."""
+    graph = Graph(model)
+    prunable, left = [], {}
+    for layer in graph.layers():
+        if type(layer) in (layers.BatchNormalization, layers.DepthwiseConv2D):
+            # It has as many channels as what comes before it.
+            continue
+        try:
+            width = _width(layer)
+            (channels,) = _single(graph, layer).outputs
+            effects = tuple(_effects(graph, channels, 1))
+            _check_activation(layer)
+            prunable.append(Prunable(layer.name, width, effects))
+        except _Left as reason:
+            left[layer.name] = str(reason)
+    return Channels(tuple(prunable), left)
+
+
+class _Left(Exception):
+    """Why a layer is left as it is."""
+
+
+def _single(graph: Graph, layer: Any) -> Call:
+    calls = graph.of(layer)
+    if len(calls) != 1:
+        raise _Left(f"'{layer.name}' is called {len(calls)} times")
+    return calls[0]
+
+
+def _width(layer: Any) -> int:
+    if type(layer) is layers.Dense:
+        width = layer.units
+    elif type(layer) is layers.Conv2D:
+        _check_convolution(layer)
+        width = layer.filters
+    else:
+        raise _Left(f"a {type(layer).__name__} layer is not pruned")
+    return int(width)
+
+
+def _check_convolution(layer: Any) -> None:
+    if layer.groups != 1:
+        raise _Left(f"'{layer.name}' has {layer.groups} groups")
+    _check_format(layer)
+
+
+def _check_format(layer: Any) -> None:
+    if getattr(layer, "data_format", None) == "channels_first":
+        raise _Left(f"'{layer.name}' has its channels first")
+
+
+def _check_activation(layer: Any) -> None:
+    name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+    if getattr(keras.activations, name, None) is not layer.activation or name not in ELEMENTWISE:
+        raise _Left(f"the activation {name} of '{layer.name}' is not known to leave channels apart")
+
+
+def _effects(graph: Graph, tensor: Any, repeat: int) -> list[Effect]:
+    """What the channels in a tensor's last axis reach. Raises _Left where they cannot go."""
+    if graph.is_output(tensor):
+        raise _Left("its channels are an output of the model")
+    effects = []
+    for call in graph.readers(tensor):
+        layer = call.operation
+        kind = type(layer)
+        if len(call.inputs) != 1 or not isinstance(layer, layers.Layer):
+            raise _Left(f"its channels meet others in '{layer.name}'")
+        _single(graph, layer)
+        _check_format(layer)
+        if kind in (layers.Dense, layers.Conv2D):
+            if kind is layers.Conv2D:
+                _check_convolution(layer)
+            effects.append(Effect(layer.name, repeat, sums=True))
+            continue
+        if kind is layers.Flatten:
+            effects += _effects(graph, call.outputs[0], repeat * _places(tensor, layer.name))
+            continue
+        if _has_weights_by_channel(layer, tensor):
+            effects.append(Effect(layer.name, repeat, sums=False))
+        elif kind is layers.Activation:
+            _check_activation(layer)
+        elif kind not in _CHANNELWISE or getattr(layer, "noise_shape", None) is not None:
+            raise _Left(f"'{layer.name}', a {kind.__name__} layer, is not known to leave channels apart")
+        effects += _effects(graph, call.outputs[0], repeat)
+    return effects
+
+
+def _has_weights_by_channel(layer: Any, tensor: Any) -> bool:
+    if type(layer) is layers.BatchNormalization:
+        if layer.axis not in (-1, len(tensor.shape) - 1):
+            raise _Left(f"'{layer.name}' normalises axis {layer.axis}, not the channels")
+        return True
+    if type(layer) is layers.DepthwiseConv2D:
+        _check_activation(layer)
+        if layer.depth_multiplier != 1:
+            raise _Left(f"'{layer.name}' makes {layer.depth_multiplier} channels of one")
+        return True
+    return False
+
+
+def _places(tensor: Any, flatten: str) -> int:
+    places = tensor.shape[1:-1]
+    if None in places:
+        raise _Left(f"'{flatten}' flattens an axis whose length is free")
+    return math.prod(places)
+
+
+def resized(model: keras.Model, widths: Mapping[str, int]) -> keras.Model:
+    """The same graph with fresh weights, in which the layers named have so many channels."""
+
+    def replace(layer: layers.Layer, config: dict[str, Any]) -> None:
+        if layer.name in widths:
+            config["filters" if isinstance(layer, layers.Conv2D) else "units"] = widths[layer.name]
+
+    return copy(model, replace)
+
+
+def pruned(model: keras.Model, channels: Channels, kept: Mapping[str, NDArray[np.intp]]) -> keras.Model:
+    """The model with only the channels `kept`, ascending indices by prunable layer; layers not named keep all.
+
+    All weights but those of what is gone are the model's own, so that nothing else changes: a channel that was always 0
+    is not missed.
+    """
+    smaller = resized(model, {name: len(indices) for name, indices in kept.items()})
+    behind: dict[str, tuple[NDArray[np.intp], bool]] = {}
+    for entry in channels.prunable:
+        if entry.layer in kept:
+            for effect in entry.effects:
+                behind[effect.layer] = (_elements(kept[entry.layer], entry.width, effect.repeat), effect.sums)
+    for layer in smaller.layers:
+        weights = model.get_layer(layer.name).get_weights()
+        if not weights:
+            continue
+        if layer.name in behind:
+            weights = _without_inputs(weights, *behind[layer.name])
+        if layer.name in kept:
+            weights = [weight[..., kept[layer.name]] for weight in weights]
+        layer.set_weights(weights)
+    return smaller
+
+
+def _elements(kept: NDArray[np.intp], width: int, repeat: int) -> NDArray[np.intp]:
+    """The elements of a flattened axis that belong to the channels kept: a place has its channels beside each other."""
+    return (np.arange(repeat)[:, np.newaxis] * width + kept).ravel()
+
+
+def _without_inputs(weights: list[NDArray[Any]], elements: NDArray[np.intp], sums: bool) -> list[NDArray[Any]]:
+    """A layer's weights for those elements of its last input axis.
+
+    A kernel has that axis last but one, be it of a convolution, a depthwise one or a dense layer; a vector of a
+    normalisation or a bias has it alone.
+    """
+    return [weight[..., elements, :] if weight.ndim > 1 else weight if sums else weight[elements] for weight in weights]
