@@ -19,10 +19,11 @@ from inferd_training.errors import OptimiseError
 from inferd_training.export.golden import write_golden
 from inferd_training.export.metadata import versions
 from inferd_training.export.parity import Tolerance
-from inferd_training.export.report import check_report
+from inferd_training.export.report import check_report, external_files
 from inferd_training.export.runtime import PROVIDER, Runtime, version
 from inferd_training.export.samples import Samples
 from inferd_training.export.structure import check_structure
+from inferd_training.export.weights import EXTERNAL_FROM
 from inferd_training.files import hidden_folder, holds_only, replace_folder, sha256, write_json
 from inferd_training.optimise import judge, report, rows, sessions
 from inferd_training.optimise.candidates import Candidate, Workshop
@@ -149,6 +150,7 @@ def _export(
             **parent["model"],
             "sha256": sha256(path),
             "bytes": path.stat().st_size,
+            "weights": {},
             "opset": structure.opset,
             "ir_version": structure.ir_version,
             "inputs": structure.inputs,
@@ -181,6 +183,12 @@ def _read(folder: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
     found = check_report(path, folder / REPORT_FILE)
     # It is served as it is only where the runtime takes it.
     check_structure(path, ())
+    outside = sum((folder / name).stat().st_size for name in external_files(path))
+    if outside >= EXTERNAL_FROM:
+        raise OptimiseError(
+            f"{path} keeps {outside} bytes of weights in other files, where less than {EXTERNAL_FROM} were expected: "
+            "candidates are made in memory, as one protobuf message each"
+        )
     return onnx.load(path), found
 
 
