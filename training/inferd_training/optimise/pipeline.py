@@ -44,8 +44,8 @@ class Job:
     """What to optimise. `also` are exports of smaller models that were trained to take the original's place: they are
     candidates as they are, and their optimised forms are. The gate holds all of them against the original.
 
-    `max_drop_points` of accuracy may be lost, and the class may differ from the original's in all but `min_agreement` of
-    the rows. `search_seconds` bounds each of the searches.
+    `max_drop_points` of accuracy may be lost, and `min_agreement` of the rows must keep the original's class.
+    `search_seconds` bounds each of the searches.
     """
 
     export: Path
