@@ -44,7 +44,8 @@ class Job:
     """What to optimise. `also` are exports of smaller models that were trained to take the original's place: they are
     candidates as they are, and their optimised forms are. The gate holds all of them against the original.
 
-    `max_drop_points` of accuracy may be lost. `search_seconds` bounds each of the searches.
+    `max_drop_points` of accuracy may be lost, and the class may differ from the original's in all but `min_agreement` of
+    the rows. `search_seconds` bounds each of the searches.
     """
 
     export: Path
@@ -54,6 +55,7 @@ class Job:
     evaluation: Path | None = None
     also: tuple[Path, ...] = ()
     max_drop_points: float = 0.1
+    min_agreement: float = 0.0
     search_seconds: float = 40.0
     threads: int = 1
 
@@ -86,7 +88,14 @@ def optimise(job: Job, tell: Tell = lambda _line: None) -> tuple[dict[str, Any],
         candidates.append(Candidate(label, proto, f"trained to take the original's place: {folder.name}"))
         candidates += workshop.candidates(label, proto)
     tell(f"judging {len(candidates)} candidates on {given.held_out.description}")
-    judged = judge.judge(original, candidates, given.held_out, max_drop_points=job.max_drop_points, threads=job.threads)
+    judged = judge.judge(
+        original,
+        candidates,
+        given.held_out,
+        max_drop_points=job.max_drop_points,
+        min_agreement=job.min_agreement,
+        threads=job.threads,
+    )
     return _write(job, judged, workshop.notes, given, parent)
 
 
