@@ -111,7 +111,7 @@ def _load_tensorrt() -> None:
 
 
 def _why_cuda_does_not_start() -> str | None:
-    """None where a number can be put on the first GPU, which needs driver, libraries and device, and a session takes it."""
+    """None where a number can be put on the first GPU, by driver, libraries and device, and a session takes it."""
     # The CUDA and cuDNN libraries come from the nvidia-* wheels beside the runtime, where they are not the system's.
     ort.preload_dlls()
     ort.set_default_logger_severity(_SILENT)
