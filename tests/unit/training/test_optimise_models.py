@@ -104,6 +104,7 @@ def test_a_model_that_int8_breaks_is_refused_by_the_gate_and_not_chosen() -> Non
         [Candidate("INT8 of the outlier", broken, "")],
         given,
         max_drop_points=0.1,
+        min_agreement=0,
         threads=1,
     )
     assert [one.candidate.name for one in found] == [ORIGINAL, "INT8 of the outlier"]
