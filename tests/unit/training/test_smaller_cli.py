@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import keras_models
 import onnx
 import pytest
@@ -93,7 +94,8 @@ def test_pruning_all_the_way(inferd: Callable[..., list[str]], folder: Path, tmp
     assert ancestor["model_sha256"] == json.loads((folder / "run" / "run.json").read_text())["model_sha256"]
     assert ancestor["settings"]["seed"] == 5
 
-    # Everything that follows takes it for the run that it is.
+    # Everything that follows takes it for the run that it is, Keras alone too.
+    assert keras.saving.load_model(output / "model.keras", custom_objects={}).count_params() == smaller
     inferd("evaluate", output)
     assert read(output / "metrics.json")["accuracy"] == report["after"]["test_accuracy"]
     inferd("export", output, "--output", exported)
@@ -133,6 +135,11 @@ def test_distilling(inferd: Callable[..., list[str]], folder: Path, tmp_path: Pa
     assert report["after"]["parameters"] == 8 * 10 + 16 * 73 + 32 * 401 + 330
     assert report["baseline"]["parameters"] == report["after"]["parameters"]
     assert report["settings"]["width"] == 0.25
+    # It is loaded by whoever has Keras and nothing of ours.
+    assert (
+        keras.saving.load_model(output / "model.keras", custom_objects={}).count_params()
+        == report["after"]["parameters"]
+    )
     # A bright square tells the class: it learns, which guessing (0.1) would not.
     assert report["after"]["test_accuracy"] > 0.5
     inferd("evaluate", output)

@@ -11,7 +11,7 @@ from inferd_training.commands.shared import command, load_tensorflow, tell
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    smaller_flags.add(parser, epochs="the family's", rate="the family's")
+    smaller_flags.add(parser, epochs="three times the family's", rate="twice the family's")
     parser.add_argument(
         "--width",
         type=float,

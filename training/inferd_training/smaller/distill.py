@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -21,6 +21,7 @@ from inferd_training.errors import ModelError
 from inferd_training.fit import Examples
 from inferd_training.progress import Progress
 from inferd_training.smaller import channels
+from inferd_training.smaller.graph import uncompiled
 
 _SMALLEST = 1e-7
 """Probabilities are cut off here before the logarithm, as Keras does (keras.config.epsilon)."""
@@ -80,7 +81,7 @@ def distil(
             f"the student tells {classes} classes apart and its teacher {teacher[0].shape[-1]}, where as many were "
             "expected: choose another student"
         )
-    return fit.fit(
+    trained = fit.fit(
         student,
         (fitted[0], _targets(fitted[1], teacher[0])),
         (validation[0], _targets(validation[1], teacher[1])),
@@ -89,6 +90,8 @@ def distil(
         loss=distillation_loss(distillation),
         accuracy=keras.metrics.MeanMetricWrapper(_hits, name="accuracy"),
     )
+    # A model is saved with its loss, and whoever loads it would need ours.
+    return replace(trained, model=uncompiled(student))
 
 
 def alone(

@@ -82,3 +82,10 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
     for layer in target.layers:
         if layer.weights:
             layer.set_weights(source.get_layer(layer.name).get_weights()[: len(layer.weights)])
+
+
+def uncompiled(model: keras.Model) -> keras.Model:
+    """The model without a loss, a metric or an optimizer's state."""
+    fresh = type(model).from_config(model.get_config())
+    fresh.set_weights(model.get_weights())
+    return fresh

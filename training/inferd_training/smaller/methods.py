@@ -24,6 +24,14 @@ from inferd_training.stages import Tell
 if TYPE_CHECKING:
     import keras
 
+DISTIL_EPOCHS = 3
+"""Times the family's. Measured on Fashion-MNIST, a student of half the reference CNN's width: after as many epochs as
+the CNN itself had, it is no better than without its teacher."""
+
+DISTIL_RATE = 2.0
+"""Of the family's learning rate. The teacher keeps the student from fitting its images too closely, so that it can
+learn faster: in the same measurement a validation accuracy of 0.915 against 0.911 at the family's own rate."""
+
 FINETUNE_EPOCHS = 2
 FINETUNE_RATE = 0.1
 """Of the family's learning rate: the weights shall move by roundings, not learn anew."""
@@ -164,7 +172,8 @@ def distil_run(
         family_of(student.family)
     parent = request.parent(tell)
     name = student.family or parent.family
-    chosen = request.settings(family_of(name))
+    family = family_of(name)
+    chosen = request.settings(family, DISTIL_EPOCHS * family.epochs, DISTIL_RATE)
     preprocessing = student.preprocessing(parent)
     parts = (parent.fitted, parent.validation)
     fitted, validation = (fit.examples(part, preprocessing) for part in parts)
