@@ -6,7 +6,7 @@
 
 Every step but the last is a command that can be typed as well; it is printed as it runs. What is there from an earlier
 call is not made again. Ends with the table of all candidates, and with the answers that the optimised version gives
-over gRPC to every test row beside Keras's own. Exits 0 only if both give the same class to 99 rows in 100.
+over gRPC to every test row beside Keras's own. Exits 0 only if accuracy fell by no more than was allowed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from inferd_training.data import datasets
 from tqdm import tqdm
 
 DATASETS = {"cnn": "fashion-mnist", "transformer": "manpages", "lstm": "manpages"}
-SPARSITY = "0.25"
-"""The share of the CNN's channels that the pruned successor does without."""
+SPARSITY, EPOCHS = "0.5", "8"
+"""The share of the CNN's channels that the pruned successor does without, and how long it is trained on. Half of them
+leaves multiples of 16, which is what ONNX Runtime's blocks of channels hold: a quarter less makes nothing faster."""
 ROWS_PER_REQUEST = 64
 REQUESTS_IN_FLIGHT = 8
-LEAST_AGREEMENT = 0.99
 
 
 def main() -> int:
@@ -36,7 +36,14 @@ def main() -> int:
     )
     parser.add_argument("family", choices=list(DATASETS))
     parser.add_argument("--output", type=Path, default=Path("optimise-output"), help="default: %(default)s")
-    parser.add_argument("--max-accuracy-drop", default="0.1", metavar="POINTS", help="default: %(default)s")
+    parser.add_argument("--max-accuracy-drop", type=float, default=0.1, metavar="POINTS", help="default: %(default)s")
+    parser.add_argument(
+        "--min-agreement",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of rows that keep the original's class; a pruned model is right as often, and elsewhere (default: 0)",
+    )
     arguments = parser.parse_args()
     folder: Path = arguments.output / arguments.family
     run, export, optimised = folder / "run", folder / "export", folder / "optimised"
@@ -50,7 +57,7 @@ def main() -> int:
         pruned = folder / "pruned-run"
         also = [folder / "pruned"]
         steps += [
-            (pruned, "prune", run, "--sparsity", SPARSITY, "--keep", "--output", pruned),
+            (pruned, "prune", run, "--sparsity", SPARSITY, "--epochs", EPOCHS, "--keep", "--output", pruned),
             (also[0], "export", pruned, "--output", also[0]),
         ]
     for made, *command in steps:
@@ -59,7 +66,8 @@ def main() -> int:
             if inferd(*map(str, command)) != 0:
                 return 1
     heading("optimize")
-    flags = ["--max-accuracy-drop", arguments.max_accuracy_drop]
+    flags = ["--max-accuracy-drop", str(arguments.max_accuracy_drop)]
+    flags += ["--min-agreement", str(arguments.min_agreement)]
     flags += [part for successor in also for part in ("--also", str(successor))]
     if inferd("optimize", str(export), "--output", str(optimised), *flags) != 0:
         return 1
@@ -67,11 +75,11 @@ def main() -> int:
         if inferd("publish", str(version), "--repository", str(repository), "--name", arguments.family) != 0:
             return 1
     heading("Serving, and scoring the test rows over gRPC")
-    return 0 if compare(run, repository, arguments.family) else 1
+    return 0 if compare(run, repository, arguments.family) <= arguments.max_accuracy_drop else 1
 
 
-def compare(run_folder: Path, repository: Path, name: str) -> bool:
-    """Whether the newest version answers the test rows as Keras does."""
+def compare(run_folder: Path, repository: Path, name: str) -> float:
+    """By how many points of accuracy the newest version, as it is served, lies below Keras."""
     run = runs.load(run_folder)
     data = datasets.load(run.dataset, run.data_folder)
     ((output, _),) = run.labels.items()
@@ -84,12 +92,12 @@ def compare(run_folder: Path, repository: Path, name: str) -> bool:
         answers = client.infer_many(name, batches, concurrency=REQUESTS_IN_FLIGHT)
         served = np.concatenate([answer[output] for answer in tqdm(answers, total=len(starts), disable=None)])
     over_grpc = served.argmax(axis=1)
-    agreement = float((over_grpc == in_keras).mean())
+    accuracy, expected = (float((classes == data.test.truth).mean()) for classes in (over_grpc, in_keras))
     print(
-        f"\n{len(in_keras)} test rows: accuracy over gRPC {(over_grpc == data.test.truth).mean():.4f}, in Keras "
-        f"{(in_keras == data.test.truth).mean():.4f}; the same class for {agreement:.2%}"
+        f"\n{len(in_keras)} test rows: accuracy over gRPC {accuracy:.4f}, in Keras {expected:.4f}; the same class for "
+        f"{(over_grpc == in_keras).mean():.2%}"
     )
-    return agreement >= LEAST_AGREEMENT
+    return 100 * (expected - accuracy)
 
 
 if __name__ == "__main__":

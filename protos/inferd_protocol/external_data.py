@@ -5,12 +5,13 @@ A protobuf message ends at 2 GB, so large weights lie in files beside the model,
 location could name any file of the machine, which the runtime would open. So this reads the locations before the
 runtime sees the model, from protobuf's wire format and without the `onnx` package, which a server lacks.
 
-The field numbers are those of onnx.proto. Bytes of weights are stepped over, not read: the file is mapped.
+The field numbers are those of onnx.proto. The file is read and never mapped: somebody may cut it short meanwhile, which
+a mapping answers with a signal that ends the process. Bytes of weights are stepped over.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ _MOST_DEPTH = 100
 """Messages within messages, protobuf's own limit."""
 
 _MOST_SIZE = 2**63 - 1
+
+_WINDOW_BYTES = 1 << 12
+_SEARCH_BYTES = 1 << 20
 
 _ADDRESS_MARKS = ("_ORT_MEM_ADDR_",)
 """A location of ONNX Runtime's own, `*/_ORT_MEM_ADDR_/*`, makes the offset an address in the process's memory."""
@@ -77,19 +81,54 @@ def data_files(model: Path) -> tuple[str, ...]:
 
 def _external(model: Path) -> Iterator[_Tensor]:
     """The tensors of a model that lie in other files."""
-    with model.open("rb") as stream:
-        if not stream.seek(0, 2):
-            return
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            # Without this key there is nothing to read: most models are done here.
-            if content.find(b"location") >= 0:
-                yield from _Walk(content).tensors()
+    with model.open("rb", buffering=0) as stream:
+        content = _Content(stream.fileno())
+        # Without this key there is nothing to look at: most models are done here.
+        if content.has(b"location"):
+            yield from _Walk(content).tensors()
+
+
+class _Content:
+    """The bytes of an open file, read a window at a time."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+        self._window = b""
+        self._start = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def has(self, word: bytes) -> bool:
+        """Whether the file holds a word."""
+        position, kept = 0, b""
+        while block := os.pread(self._descriptor, _SEARCH_BYTES, position):
+            if word in kept + block:
+                return True
+            kept = block[1 - len(word) :]
+            position += len(block)
+        return False
+
+    def byte(self, position: int) -> int:
+        """One byte. Raises ExternalDataError where the file has become shorter."""
+        place = position - self._start
+        if not 0 <= place < len(self._window):
+            self._window, self._start, place = self.piece(position, _WINDOW_BYTES), position, 0
+        return self._window[place]
+
+    def piece(self, start: int, size: int) -> bytes:
+        """Up to `size` bytes; at least one."""
+        found = os.pread(self._descriptor, size, start)
+        if not found:
+            raise ExternalDataError("it is no whole ONNX file")
+        return found
 
 
 class _Walk:
     """One pass over a file's fields."""
 
-    def __init__(self, content: mmap.mmap) -> None:
+    def __init__(self, content: _Content) -> None:
         self._content = content
         self._left = MOST_FIELDS
 
@@ -132,8 +171,13 @@ class _Walk:
     def _text(self, start: int, end: int) -> str:
         if end - start > 4096:
             raise ExternalDataError(f"it has a name of {end - start} bytes, where at most 4096 were expected")
+        if start == end:
+            return ""
+        content = self._content.piece(start, end - start)
+        if len(content) < end - start:
+            raise ExternalDataError("it is no whole ONNX file")
         try:
-            return self._content[start:end].decode()
+            return content.decode()
         except UnicodeDecodeError:
             raise ExternalDataError("it has a name that is no UTF-8 text") from None
 
@@ -168,7 +212,7 @@ class _Walk:
         for shift in range(0, 70, 7):
             if position >= end:
                 break
-            byte = self._content[position]
+            byte = self._content.byte(position)
             position += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:

@@ -104,7 +104,7 @@ def test_a_batch_over_the_servers_limit_arrives_in_parts(connected: Client) -> N
 
 def test_the_deadline_passes_while_the_model_runs(connected: Client) -> None:
     with pytest.raises(errors.DeadlineExceeded):
-        connected.infer("slow", {"x": np.ones((900, 256), np.float32)}, timeout=0.05)
+        connected.infer("slower", {"x": np.ones((900, 256), np.float32)}, timeout=0.05)
     assert connected.infer("slow", {"x": np.ones((1, 256), np.float32)})["y"].shape == (1, 256)
 
 

@@ -516,9 +516,12 @@ def test_the_limits_of_a_request_hold_for_all_steps(tmp_path: Path, transport: s
         assert not any(ended)
         _, timed = in_flight(client, 6, timeout=1)
         until(lambda: len(timed) == 6)
-        _, late = in_flight(client, 6, client_timeout=0.01)
+        # A fast machine may answer the first in time.
+        _, late = in_flight(client, 6, client_timeout=0.001)
         until(lambda: len(late) == 6)
-        assert all("DEADLINE_EXCEEDED" in str(error) for error in late)
+        passed = [error for error in late if error is not None]
+        assert passed
+        assert all("DEADLINE_EXCEEDED" in str(error) for error in passed)
         calls, gone = in_flight(client, 6)
         for call in calls:
             call.cancel()  # type: ignore[attr-defined]

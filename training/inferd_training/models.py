@@ -111,7 +111,12 @@ def layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 def weight_bytes(model: keras.Model) -> int:
     """The size of the model's weights, in bytes."""
-    return sum(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
+    return sum(map(bytes_of, model.weights))
+
+
+def bytes_of(weight: keras.Variable) -> int:
+    """The size of one of the model's weights, in bytes."""
+    return int(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size)
 
 
 def layer_names(model: keras.Model) -> set[str]:

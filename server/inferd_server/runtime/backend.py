@@ -92,7 +92,7 @@ class RuntimeModel(Protocol):
         """Makes it as fast as it can be before it is called: chooses options, takes memory on the device.
 
         `samples`: inputs of the smallest and of the largest run. Its answers stay what they were. Not to be called
-        while it runs. Raises LoadError where the device has too little memory.
+        while it runs. Raises LoadError where it cannot be run as the operator asks.
         """
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -5,7 +5,6 @@ Each size has slots, one for each run that may go on at the same time. While one
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Sequence
@@ -16,18 +15,20 @@ import onnxruntime as ort
 from inferd_protocol.tensors import Tensor
 from numpy.typing import NDArray
 
-from inferd_server.errors import LoadError
+from inferd_server.errors import LoadError, RuntimeFailure
 from inferd_server.runtime.backend import Signature, TensorSpec
 from inferd_server.runtime.buckets import bucket_of, bucket_sizes
 from inferd_server.runtime.cuda_memory import Memory
+from inferd_server.runtime.launching import Launch, here
+from inferd_server.runtime.onnxruntime_model import UNLOADED
 from inferd_server.runtime.provider_options import GRAPH_ID, SHRINK_ARENA
 
 _CAPTURE_RUNS = 3
 """A graph is captured in the second or third run of its id: the runs before it take the memory that it needs."""
 
-
-Turns = contextlib.AbstractContextManager[object]
-"""What is held while a session runs: a lock, where its runs must take turns, or nothing."""
+_GRAPH_SLOTS = 2
+"""One is copied while the other runs. Further ones would have to be captured while others serve, and a capture fails
+where any thread of the process takes memory on the device meanwhile."""
 
 
 @dataclass(slots=True)
@@ -65,8 +66,8 @@ class _Slot:
             raise
         self._binding = session.io_binding()
 
-    def run(self, inputs: Sequence[Tensor], options: ort.RunOptions, turns: Turns) -> list[Tensor]:
-        """Runs up to `size` rows. `turns` is held while the session runs."""
+    def run(self, inputs: Sequence[Tensor], options: ort.RunOptions, launch: Launch) -> list[Tensor]:
+        """Runs up to `size` rows. The session is run by `launch`."""
         rows = len(inputs[0])
         memory, stream = self._memory, self._stream
         # A captured graph has one shape: what is missing is filled with zeros, whose answers nobody reads.
@@ -80,8 +81,7 @@ class _Slot:
         self._dirty = rows
         self._bind(shape_rows)
         memory.wait(stream)
-        with turns:
-            self._session.run_with_iobinding(self._binding, options)
+        launch(lambda: self._session.run_with_iobinding(self._binding, options))
         for buffer in self._outputs:
             memory.to_host(buffer.host, buffer.device.data_ptr(), rows * buffer.row_bytes, stream)
         memory.wait(stream)
@@ -133,7 +133,7 @@ class BoundRunner:
     """Runs of a session up to `most_rows` rows, on memory taken beforehand.
 
     With `graphs` each slot of each size is captured as a graph of its own, whose addresses are the slot's, and runs of
-    the session must take `turns`: the provider allows no two at once then. Raises LoadError where the device is full.
+    the session must be launched by one thread, one at a time. Raises LoadError where the device is full.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class BoundRunner:
         memory: Memory,
         most_rows: int,
         *,
-        turns: Turns,
+        launch: Launch = here,
         graphs: bool,
         shrink: bool = False,
     ) -> None:
@@ -155,12 +155,14 @@ class BoundRunner:
         self._shrink = shrink
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._turns = turns
-        self._slots: list[list[tuple[_Slot, ort.RunOptions]]] = [[] for _ in self.sizes]
-        self._all: list[_Slot] = []
+        self._returned = threading.Condition(self._lock)
+        self._launch = launch
+        self._closed = False
+        self._idle: list[list[tuple[_Slot, ort.RunOptions]]] = [[] for _ in self.sizes]
         try:
             for place in range(len(self.sizes)):
-                self._slots[place].append(self._make(place))
+                for _ in range(_GRAPH_SLOTS if graphs else 1):
+                    self._idle[place].append(self._make(place))
         except BaseException:
             self.close()
             raise
@@ -175,33 +177,47 @@ class BoundRunner:
         if place is None:
             raise ValueError(f"expected 1 to {self.sizes[-1]} rows, got {len(inputs[0])}")
         with self._lock:
-            held = self._slots[place].pop() if self._slots[place] else None
+            while self._graphs and not self._idle[place] and not self._closed:
+                self._returned.wait()
+            if self._closed:
+                raise RuntimeFailure(UNLOADED)
+            held = self._idle[place].pop() if self._idle[place] else None
         # As many as runs go on at once: instances of the model, no more.
         slot, options = held or self._make(place)
         try:
-            return slot.run(inputs, options, self._turns)
+            return slot.run(inputs, options, self._launch)
         finally:
-            with self._lock:
-                self._slots[place].append((slot, options))
+            self._give_back(place, slot, options)
 
     def close(self) -> None:
-        """Gives all memory back. Nothing may run."""
-        for slot in self._all:
-            slot.close()
-        self._all.clear()
-        self._slots = [[] for _ in self.sizes]
+        """Gives the memory back, that of a run which still goes on when it ends."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, [[] for _ in self.sizes]
+            self._returned.notify_all()
+        for slots in idle:
+            for slot, _ in slots:
+                slot.close()
+
+    def _give_back(self, place: int, slot: _Slot, options: ort.RunOptions) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle[place].append((slot, options))
+                self._returned.notify_all()
+                return
+        slot.close()
 
     def _make(self, place: int) -> tuple[_Slot, ort.RunOptions]:
         with self._lock:
             graph = next(self._ids) if self._graphs else 0
         slot = _Slot(self._session, self._signature, self._memory, self.sizes[place], graph)
-        with self._lock:
-            self._all.append(slot)
         options = run_options(str(graph or ""), shrink=self._shrink)
-        if graph:
-            zeros = [np.zeros_like(buffer.array) for buffer in slot.inputs]
-            for _ in range(_CAPTURE_RUNS):
-                slot.run(zeros, options, self._turns)
+        try:
+            for _ in range(_CAPTURE_RUNS if graph else 0):
+                slot.run([np.zeros_like(buffer.array) for buffer in slot.inputs], options, self._launch)
+        except BaseException:
+            slot.close()
+            raise
         return slot, options
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,12 @@ _TENSORRT_LIBRARIES = (_TENSORRT, "libnvinfer_plugin.so.10", "libnvonnxparser.so
 
 _SILENT = 4
 """Only what is fatal: the reason why CUDA does not start is reported by this module."""
+
+_PROBE = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01pZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+"""The smallest model: y = Identity(x), FP32 of shape [1], IR version 8, opset 17."""
 
 
 def providers(device: Device) -> list[str]:
@@ -88,6 +95,9 @@ def _check_tensorrt(available: Sequence[str]) -> None:
             f"--device tensorrt expects the TensorRT libraries, and they are not found ({missing}): "
             "install TensorRT 10, or use --device cuda"
         ) from missing
+    reason = _why_not_taken(TENSORRT_PROVIDER)
+    if reason is not None:
+        raise ConfigurationError(f"--device tensorrt expects TensorRT to start, and it does not: {reason}")
 
 
 def _load_tensorrt() -> None:
@@ -101,7 +111,7 @@ def _load_tensorrt() -> None:
 
 
 def _why_cuda_does_not_start() -> str | None:
-    """None where one number can be put on the first GPU: the smallest thing that needs driver, libraries and device."""
+    """None where a number can be put on the first GPU, by driver, libraries and device, and a session takes it."""
     # The CUDA and cuDNN libraries come from the nvidia-* wheels beside the runtime, where they are not the system's.
     ort.preload_dlls()
     ort.set_default_logger_severity(_SILENT)
@@ -113,6 +123,25 @@ def _why_cuda_does_not_start() -> str | None:
         except OSError as missing:
             # The commonest reason, which the runtime's own error does not name.
             return f"no NVIDIA driver is here ({missing})"
-        # The runtime puts its own source files before what it says.
-        return str(error).strip().rpartition(") ")[2] or type(error).__name__
-    return None
+        return _said(error)
+    return _why_not_taken(CUDA_PROVIDER)
+
+
+def _why_not_taken(provider: str) -> str | None:
+    """None where a session that asks for the provider has it: the runtime may take another one without an error."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _SILENT
+    try:
+        with warnings.catch_warnings():
+            # What they say is what is found out here.
+            warnings.simplefilter("ignore")
+            session = ort.InferenceSession(_PROBE, options, providers=[provider, CPU_PROVIDER], enable_fallback=0)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _said(error)
+    taken = session.get_providers()
+    return None if provider in taken else f"ONNX Runtime took {', '.join(taken)} instead of {provider}"
+
+
+def _said(error: Exception) -> str:
+    # The runtime puts its own source files before what it says.
+    return str(error).strip().rpartition(") ")[2] or type(error).__name__

@@ -6,12 +6,23 @@ import hashlib
 import platform
 from pathlib import Path
 
+from inferd_protocol.external_data import data_files
+
 _CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, hexadecimal."""
+    """Of a model's content, hexadecimal: its file and those that it keeps weights in.
+
+    Raises OSError where one cannot be read, and ExternalDataError as `data_files` does.
+    """
+    digests = [_digest(path), *(_digest(path.parent / name) for name in data_files(path))]
+    # Where there is one file, its own digest: what was built or measured for it stays known.
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

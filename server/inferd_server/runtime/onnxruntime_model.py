@@ -14,6 +14,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from inferd_server.errors import InvalidRequest, LoadError, RuntimeFailure
 from inferd_server.runtime.backend import Signature, TensorSpec
 
+UNLOADED = "the model has been unloaded"
+
 _ONNX_BFLOAT16 = 16
 """TensorProto.DataType.BFLOAT16."""
 
@@ -42,7 +44,7 @@ class OnnxRuntimeModel:
         """Runs the session; the GIL is released meanwhile. Raises as `RuntimeModel.run` says."""
         session = self._session
         if session is None:
-            raise RuntimeFailure("the model has been unloaded")
+            raise RuntimeFailure(UNLOADED)
         try:
             if self._has_bf16:
                 return self._run_values(session, inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime as ort
@@ -64,7 +65,8 @@ class Tuner:
             began = time.monotonic()
             duels = Duels(load, samples, self.options.seconds)
             try:
-                chosen = choosing.choose(settings, settings.intra_op_threads, duels)
+                free = replace(settings, explicit=self._fixed(settings))
+                chosen = replace(choosing.choose(free, settings.intra_op_threads, duels), explicit=settings.explicit)
             finally:
                 duels.close()
             _LOG.debug("%d duels in %.2f s", duels.fought, time.monotonic() - began)

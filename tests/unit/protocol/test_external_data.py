@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,3 +235,27 @@ def test_torn_and_altered_files_are_refused_or_read_and_nothing_else_is_raised(w
             assert "\n" not in found
         else:
             assert all((path.parent / name).resolve().is_relative_to(path.parent.resolve()) for name in found)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_ends_nobody(write: Write) -> None:
+    path = write(with_tensor(outside("t", location="w", length=8)))
+    whole = path.read_bytes()
+    padded = whole + message(20, bytes(1 << 20))
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        # In place, as a copy onto a file does it: a mapping of it would end the process at its next read.
+        while not stop.is_set():
+            path.write_bytes(padded)
+            os.truncate(path, 0)
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        outcomes = {outcome(path) for _ in range(300)}
+    finally:
+        stop.set()
+        thread.join()
+    assert outcomes <= {("w",), (), "it is no whole ONNX file", "it is no ONNX file"}, outcomes
+    path.write_bytes(whole)
+    assert outcome(path) == ("w",)

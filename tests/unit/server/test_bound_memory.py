@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from inferd_protocol.datatypes import BY_NAME
-from inferd_server.errors import InvalidRequest, LoadError
+from inferd_server.errors import InvalidRequest, LoadError, RuntimeFailure
 from inferd_server.repository.warm_up import prepare_samples
 from inferd_server.runtime import cuda_memory
 from inferd_server.runtime.backend import Signature, TensorSpec
@@ -21,8 +20,8 @@ from inferd_server.runtime.bound import BoundRunner
 from inferd_server.runtime.buckets import bucket_of, bucket_sizes, can_be_bound
 from inferd_server.runtime.cuda_memory import CudaMemory
 from inferd_server.runtime.gpu_model import GpuModel
+from inferd_server.runtime.launching import OneThread
 from inferd_server.runtime.options import GpuOptions
-from onnx import TensorProto, helper
 from support import models
 from support.host_memory import HostMemory
 
@@ -101,8 +100,8 @@ def test_runs_of_many_threads_have_memory_of_their_own(tmp_path: Path, graphs: b
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(run, range(200)))
-    # At most a set for each thread and size: an input and an output each.
-    assert before <= memory.buffers <= before * 4
+    # At most a set for each thread and size, and with graphs those that were captured at load.
+    assert before <= memory.buffers <= (before if graphs else before * 4)
     model.close()
     assert (memory.buffers, memory.streams) == (0, 0)
 
@@ -128,16 +127,29 @@ def test_what_cannot_be_bound_runs_as_before(tmp_path: Path, caplog: pytest.LogC
     model.close()
 
 
-def test_a_device_that_is_full_fails_the_load_and_keeps_nothing(tmp_path: Path) -> None:
-    class Full(HostMemory):
-        def host(self, nbytes: int) -> np.ndarray:
-            if self.buffers == 3:
-                raise LoadError("no 64 bytes of pinned memory are to be had: out of memory")
-            return super().host(nbytes)
+class Full(HostMemory):
+    """Ends after three buffers."""
 
+    def host(self, nbytes: int) -> np.ndarray:
+        if self.buffers == 3:
+            raise LoadError("no 64 bytes of pinned memory are to be had: out of memory")
+        return super().host(nbytes)
+
+
+def test_a_device_that_is_full_is_a_warning_and_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memory = Full()
-    with pytest.raises(LoadError, match="no 64 bytes of pinned memory"):
-        gpu_model(tmp_path, models.classifier(), memory)
+    model = gpu_model(tmp_path, models.classifier(), memory)
+    assert "are slower: no 64 bytes of pinned memory" in caplog.text
+    assert (memory.buffers, memory.streams) == (0, 0)
+    images = np.ones((3, 4, 4, 1), np.uint8)
+    np.testing.assert_allclose(model.run([images])[0], models.classify(images), rtol=1e-5)
+    model.close()
+
+
+def test_graphs_that_cannot_be_captured_fail_the_load(tmp_path: Path) -> None:
+    memory = Full()
+    with pytest.raises(LoadError, match="cannot be captured as CUDA graphs, see --cuda-graphs: no 64 bytes"):
+        gpu_model(tmp_path, models.classifier(), memory, GpuOptions(cuda_graphs=True))
     assert (memory.buffers, memory.streams) == (0, 0)
 
 
@@ -149,37 +161,81 @@ def test_rows_beyond_the_sizes_are_told(tmp_path: Path) -> None:
         (TensorSpec("probabilities", BY_NAME["FP32"], ("batch", 3)),),
         {},
     )
-    runner = BoundRunner(session, signature, HostMemory(), 2, turns=contextlib.nullcontext(), graphs=False)
+    runner = BoundRunner(session, signature, HostMemory(), 2, graphs=False)
     assert (runner.fits(2), runner.fits(3), runner.fits(0)) == (True, False, False)
     with pytest.raises(ValueError, match="expected 1 to 2 rows, got 3"):
         runner.run([np.zeros((3, 4, 4, 1), np.uint8)])
     runner.close()
 
 
-def test_runs_take_turns_where_graphs_are_captured(tmp_path: Path) -> None:
-    node = helper.make_node("Identity", ["x"], ["y"])
-    shape = ("batch", 2)
-    made = models.model(
-        [node], [models.tensor("x", TensorProto.FLOAT, shape)], [models.tensor("y", TensorProto.FLOAT, shape)]
+def test_graphs_are_captured_and_run_by_one_thread_at_a_time() -> None:
+    launch = OneThread()
+    seen: list[int] = []
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: launch(lambda: seen.append(threading.get_ident())), range(50)))
+    assert len(seen) == 50
+    assert len(set(seen)) == 1
+    assert seen[0] != threading.get_ident()
+    with pytest.raises(ValueError, match="its own"):
+        launch(lambda: int("its own"))
+    launch.close()
+
+
+def test_a_run_that_waits_for_a_graph_is_told_of_the_end(tmp_path: Path) -> None:
+    running, go_on = threading.Semaphore(0), threading.Event()
+
+    class Slow(HostMemory):
+        block = False
+
+        def wait(self, stream: int) -> None:
+            if self.block:
+                running.release()
+                assert go_on.wait(30)
+
+    memory = Slow()
+    model = gpu_model(tmp_path, models.sum_and_difference(), memory, GpuOptions(cuda_graphs=True), rows=1)
+    memory.block = True
+    ones = np.ones((1, 4), np.float32)
+    with ThreadPoolExecutor(3) as threads:
+        answers = [threads.submit(model.run, [ones, ones]) for _ in range(3)]
+        for _ in range(2):
+            assert running.acquire(timeout=30)
+        model.close()
+        go_on.set()
+        failures = [answer.exception() for answer in answers]
+    assert any(failures)
+    assert all(
+        failure is None or (isinstance(failure, RuntimeFailure) and "unloaded" in str(failure)) for failure in failures
     )
-    session = ort.InferenceSession(models.write(tmp_path, "m", made), providers=["CPUExecutionProvider"])
-    spec = TensorSpec("x", BY_NAME["FP32"], shape)
-    signature = Signature((spec,), (TensorSpec("y", BY_NAME["FP32"], shape),), {})
-    turns = threading.Lock()
-    runner = BoundRunner(session, signature, HostMemory(), 2, turns=turns, graphs=True)
-    done = threading.Event()
+    assert (memory.buffers, memory.streams) == (0, 0)
 
-    def run() -> None:
-        runner.run([np.ones((1, 2), np.float32)])
-        done.set()
 
-    with turns:
-        thread = threading.Thread(target=run)
-        thread.start()
-        assert not done.wait(0.05)
-    thread.join(10)
-    assert done.is_set()
-    runner.close()
+def test_a_run_that_outlives_the_model_keeps_its_memory(tmp_path: Path) -> None:
+    """A server that stops while a run goes on closes the model under it."""
+    running, go_on = threading.Event(), threading.Event()
+
+    class Slow(HostMemory):
+        block = False
+
+        def wait(self, stream: int) -> None:
+            if self.block:
+                running.set()
+                assert go_on.wait(30)
+
+    memory = Slow()
+    model = gpu_model(tmp_path, models.sum_and_difference(), memory)
+    memory.block = True
+    ones = np.ones((2, 4), np.float32)
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(model.run, [ones, ones])
+        assert running.wait(30)
+        model.close()
+        assert (memory.buffers, memory.streams) == (4, 1)
+        go_on.set()
+        assert answer.result()[0].tolist() == (ones * 2).tolist()
+    assert (memory.buffers, memory.streams) == (0, 0)
+    with pytest.raises(RuntimeFailure, match="unloaded"):
+        model.run([ones, ones])
 
 
 def test_a_missing_cuda_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 
+import onnxruntime
 import pytest
 from inferd_server.config import Device
 from inferd_server.errors import ConfigurationError
@@ -16,8 +17,11 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 class Runtime:
     """ONNX Runtime with some providers, on a machine whose GPU works."""
 
-    def __init__(self, *available: str) -> None:
+    SessionOptions = onnxruntime.SessionOptions
+
+    def __init__(self, *available: str, lacks: str = "") -> None:
         self._available = [*available, CPU]
+        self._lacks = lacks
         self.OrtValue = self
 
     def get_available_providers(self) -> list[str]:
@@ -31,6 +35,14 @@ class Runtime:
 
     def ortvalue_from_shape_and_type(self, *_: object) -> None:
         pass
+
+    def InferenceSession(self, model: bytes, options: object, providers: list[str], **more: object) -> Runtime:
+        onnxruntime.InferenceSession(model, options, providers=[CPU])  # the model is one
+        self._taken = [name for name in providers if name != self._lacks]
+        return self
+
+    def get_providers(self) -> list[str]:
+        return self._taken
 
 
 @pytest.fixture
@@ -84,3 +96,25 @@ def test_the_version_of_tensorrt_is_its_librarys(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(devices, "_TENSORRT", None)
     assert not hasattr(ctypes.CDLL(None), "getInferLibVersion")
     assert devices.tensorrt_version() == "unknown"
+
+
+@pytest.mark.skipif(CUDA in onnxruntime.get_available_providers(), reason="this runtime has CUDA")
+def test_a_silent_fallback_of_a_session_is_seen() -> None:
+    assert devices._why_not_taken(CPU) is None
+    assert devices._why_not_taken(CUDA) == f"ONNX Runtime took {CPU} instead of {CUDA}"
+
+
+def test_a_named_device_that_sessions_do_not_take_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(devices, "ort", Runtime(TENSORRT, CUDA, lacks=CUDA))
+    with pytest.raises(ConfigurationError, match=f"CUDA does not start: ONNX Runtime took {CPU} instead of {CUDA}"):
+        devices.providers(Device.CUDA)
+    assert devices.providers(Device.AUTO) == [CPU]
+    assert "models run on the CPU" in caplog.text
+    monkeypatch.setattr(devices, "ort", Runtime(TENSORRT, CUDA, lacks=TENSORRT))
+    monkeypatch.setattr(devices, "_load_tensorrt", lambda: None)
+    with pytest.raises(
+        ConfigurationError, match=f"TensorRT to start, and it does not: ONNX Runtime took {CPU} instead"
+    ):
+        devices.providers(Device.TENSORRT)

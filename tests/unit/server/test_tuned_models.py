@@ -25,6 +25,8 @@ from inferd_server.runtime.backend import SessionSettings, Signature, TensorSpec
 from inferd_server.runtime.duels import Duels, same_answer
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.options import RuntimeOptions, TuneOptions
+from inferd_server.runtime.tuner import Tuner
+from inferd_server.runtime.tuning_cache import TuningCache
 from support import models
 
 SECONDS = 60.0
@@ -214,6 +216,20 @@ class Stub:
 
     def close(self) -> None:
         self.closed = True
+
+
+@pytest.mark.parametrize("are_set", [True, False])
+def test_threads_that_a_flag_sets_are_never_tried(tmp_path: Path, are_set: bool) -> None:
+    seen: set[int] = set()
+
+    def record(settings: SessionSettings) -> Stub:
+        seen.add(settings.intra_op_threads)
+        return Stub(1.0, [])
+
+    tuner = Tuner(TuneOptions(on=True, seconds=SECONDS, threads_are_set=are_set), TuningCache(tmp_path))
+    chosen = tuner.measure({"model": "m"}, SessionSettings(2), [[]], record)
+    assert seen == ({2} if are_set else {1, 2})
+    assert chosen.explicit == frozenset()
 
 
 @pytest.mark.parametrize(("value", "taken"), [(1.0, True), (1.00001, True), (1.01, False), (float("nan"), False)])

@@ -3,8 +3,11 @@
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.layout import straighten
+from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import assert_same, normal, operators, parse
 
 
@@ -159,3 +162,85 @@ def test_a_body_keeps_what_it_sees_of_the_graph_around() -> None:
         nothing=0.0,
     )
     assert "If" in operators(straightened(proto))
+
+
+def test_a_transpose_goes_before_the_reshape_that_merges() -> None:
+    """The heads of an attention, as their keys are laid out for a product."""
+    proto = parse(
+        """g (float[batch, 5, 4, 8] x) => (float[rows, 8, 5] y) {
+            a = Unsqueeze(x, one)  b = Transpose<perm = [0, 3, 1, 2, 4]>(a)
+            c = Reshape(b, s)  y = Transpose<perm = [0, 2, 1]>(c)
+        }""",
+        one=np.array([1]),
+        s=np.array([-1, 5, 8]),
+    )
+    assert operators(straightened(proto)) == ["Transpose", "Reshape"]
+
+
+def test_a_transpose_stays_behind_the_reshape_that_splits() -> None:
+    proto = parse(
+        """g (float[batch, 5, 32] x) => (float[batch, 4, 5, 8] y)
+            { a = Reshape(x, s)  y = Transpose<perm = [0, 2, 1, 3]>(a) }""",
+        s=np.array([-1, 5, 4, 8]),
+    )
+    assert operators(straightened(proto)) == ["Reshape", "Transpose"]
+
+
+MOVES = st.lists(st.tuples(st.sampled_from(("Transpose", "Reshape", "Computed", "Unsqueeze")), st.integers(0, 999)))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(MOVES)
+def test_random_moves(moves: list[tuple[str, int]]) -> None:
+    """Of [batch, 2, 3, 4] in all ways, the batch to any place, and at the end back to one row each, or not."""
+    nodes, constants = [], dict[str, np.ndarray]()
+    sizes = {"batch": 7, "2": 2, "3": 3, "4": 4, "1": 1}
+    shape = ["batch", "2", "3", "4"]
+    for number, (kind, seed) in enumerate(moves):
+        generator = np.random.default_rng(seed)
+        before, after, constant = f"t{number}", f"t{number + 1}", f"c{number}"
+        if kind == "Transpose":
+            order = [int(axis) for axis in generator.permutation(len(shape))]
+            nodes.append(helper.make_node("Transpose", [before], [after], perm=order))
+            shape = [shape[axis] for axis in order]
+        elif kind == "Unsqueeze" and len(shape) < 7:
+            axis = int(generator.integers(len(shape) + 1))
+            constants[constant] = np.array([axis])
+            nodes.append(helper.make_node("Unsqueeze", [before, constant], [after]))
+            shape.insert(axis, "1")
+        else:
+            # Two neighbours in one and that apart again, or an axis of one element more.
+            place = int(generator.integers(len(shape)))
+            merged = [*shape[:place], "*".join(shape[place : place + 2]), *shape[place + 2 :]]
+            target = merged if len(shape) > 1 and generator.integers(2) else [*shape, "1"]
+            numbers = [int(np.prod([sizes[part] for part in name.split("*")])) for name in target]
+            free = next(i for i, name in enumerate(target) if "batch" in name)
+            numbers[free] = -1
+            constants[constant] = np.array(numbers)
+            if kind == "Computed":
+                # A shape out of the input's own, as exports have them.
+                nodes.append(helper.make_node("Shape", ["t0"], [f"s{number}"]))
+                nodes.append(helper.make_node("Gather", [f"s{number}", "first"], [f"b{number}"]))
+                factor = int(np.prod([sizes[part] for part in target[free].split("*")])) // sizes["batch"]
+                constants[f"f{number}"] = np.array([factor])
+                nodes.append(helper.make_node("Mul", [f"b{number}", f"f{number}"], [f"m{number}"]))
+                pieces = [f"m{number}" if i == free else f"p{number}_{i}" for i in range(len(target))]
+                constants |= {f"p{number}_{i}": np.array([n]) for i, n in enumerate(numbers) if i != free}
+                nodes.append(helper.make_node("Concat", pieces, [f"k{number}"], axis=0))
+                constant = f"k{number}"
+            nodes.append(helper.make_node("Reshape", [before, constant], [after]))
+            shape = target
+            sizes |= {name: int(np.prod([sizes[part] for part in name.split("*")])) for name in target}
+    nodes.append(helper.make_node("Relu", [f"t{len(moves)}"], ["y"]))
+    constants["first"] = np.array([0])
+    graph = helper.make_graph(
+        nodes,
+        "moves",
+        [helper.make_tensor_value_info("t0", TensorProto.FLOAT, ["batch", 2, 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    after = straightened(proto)
+    assert not {"Shape", "Concat"} & set(operators(after))
+    assert len(after.graph.node) <= len(proto.graph.node)

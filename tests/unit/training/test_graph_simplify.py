@@ -166,7 +166,7 @@ def chain(steps: list[tuple[str, int]], padded: bool, flat: bool) -> onnx.ModelP
         nodes.append(helper.make_node("MatMul", ["flat", constant("weights", weights)], ["y"]))
         shape = [2]
     else:
-        nodes.append(helper.make_node("Sigmoid" if padded else "Identity", [last], ["y"]))
+        nodes.append(helper.make_node("Abs" if padded else "Identity", [last], ["y"]))
     graph = helper.make_graph(
         nodes,
         "chain",

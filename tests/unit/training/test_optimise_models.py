@@ -104,6 +104,7 @@ def test_a_model_that_int8_breaks_is_refused_by_the_gate_and_not_chosen() -> Non
         [Candidate("INT8 of the outlier", broken, "")],
         given,
         max_drop_points=0.1,
+        min_agreement=0,
         threads=1,
     )
     assert [one.candidate.name for one in found] == [ORIGINAL, "INT8 of the outlier"]
@@ -117,7 +118,7 @@ def test_a_model_that_int8_breaks_is_refused_by_the_gate_and_not_chosen() -> Non
 def test_the_fastest_that_passes_is_chosen() -> None:
     given = held_out()
     candidates = [Candidate("same", classifier(), ""), Candidate("straight", classifier(), "")]
-    found = judge(classifier(detours=40), candidates, given, max_drop_points=0.1, threads=1)
+    found = judge(classifier(detours=40), candidates, given, max_drop_points=0.1, min_agreement=0, threads=1)
     assert not any(one.refused for one in found)
     chosen = choose(found)
     assert chosen.candidate.name in ("same", "straight")
@@ -125,9 +126,23 @@ def test_the_fastest_that_passes_is_chosen() -> None:
     assert "**chosen**" in table(found, chosen)
 
 
+def test_who_keeps_too_few_of_the_original_s_answers_is_refused() -> None:
+    given = held_out()
+    other = Candidate("another model", classifier(seed=7), "")
+    found = judge(classifier(), [other], given, max_drop_points=100, min_agreement=0.99, threads=1)
+    assert "where at least 99.00% were expected" in found[1].refused
+
+
 def test_nothing_is_chosen_where_nothing_is_faster() -> None:
     given = held_out(200)
-    found = judge(classifier(), [Candidate("slower", classifier(detours=40), "")], given, max_drop_points=5, threads=1)
+    found = judge(
+        classifier(),
+        [Candidate("slower", classifier(detours=40), "")],
+        given,
+        max_drop_points=5,
+        min_agreement=0,
+        threads=1,
+    )
     with pytest.raises(OptimiseError, match=r"nothing beats the original by 1\.02x .*'slower'.*: serve the original"):
         choose(found)
 

@@ -10,6 +10,8 @@ import onnx
 import pytest
 import tritonclient.grpc as triton
 from inferd_training.errors import ModelError, OptimiseError, VerificationError
+from inferd_training.export import weights
+from inferd_training.files import sha256
 from inferd_training.optimise import quantise
 from inferd_training.optimise.pipeline import Job, optimise
 from inferd_training.optimise.variants import named
@@ -121,3 +123,25 @@ def test_a_successor_of_another_shape_is_refused(tmp_path: Path, rows: Path) -> 
     also = write_export(tmp_path / "other", other)
     with pytest.raises(OptimiseError, match="has the outputs answer, which are not the original's probabilities"):
         optimise(job(tmp_path, export, rows, also=(also,)))
+
+
+def outside(export: Path) -> Path:
+    """Has the export's weights lie in a file beside the model."""
+    weights.save(onnx.load(export / "model.onnx"), export / "model.onnx", external_from=1)
+    document = json.loads((export / "report.json").read_text())
+    document["model"]["sha256"] = sha256(export / "model.onnx")
+    document["model"]["weights"] = {"model.onnx.data": {"sha256": sha256(export / "model.onnx.data")}}
+    (export / "report.json").write_text(json.dumps(document))
+    return export
+
+
+def test_weights_that_lie_outside_are_taken_in_and_too_many_are_refused(
+    tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = outside(write_export(tmp_path / "export", classifier(detours=12)))
+    report, _ = optimise(job(tmp_path, export, rows))
+    assert report["model"]["weights"] == {}
+    assert publish(tmp_path / "optimised", tmp_path / "repository", "m").name == "1"
+    monkeypatch.setattr("inferd_training.optimise.pipeline.EXTERNAL_FROM", 1000)
+    with pytest.raises(OptimiseError, match="bytes of weights in other files, where less than 1000 were expected"):
+        optimise(job(tmp_path, export, rows))

@@ -40,6 +40,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="accuracy that may be lost, percentage points (default: %(default)s)",
     )
     parser.add_argument(
+        "--min-agreement",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the rows that must keep the original's class, right or wrong, 0 to 1 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads of a run, as the server will have (default: 1)"
     )
     parser.add_argument(
@@ -58,6 +65,8 @@ def _run(arguments: argparse.Namespace) -> None:
         raise CommandError("--repository and --name belong together: give both to publish, or neither")
     if arguments.threads < 1:
         raise CommandError(f"--threads expects at least 1, got {arguments.threads}")
+    if not 0 <= arguments.min_agreement <= 1:
+        raise CommandError(f"--min-agreement expects a share from 0 to 1, got {arguments.min_agreement}")
     if not arguments.search_seconds > 0:
         raise CommandError(f"--search-seconds expects more than 0, got {arguments.search_seconds}")
     from inferd_training.optimise.pipeline import Job, optimise
@@ -71,6 +80,7 @@ def _run(arguments: argparse.Namespace) -> None:
         evaluation=arguments.evaluation,
         also=tuple(arguments.also),
         max_drop_points=arguments.max_accuracy_drop,
+        min_agreement=arguments.min_agreement,
         search_seconds=arguments.search_seconds,
         threads=arguments.threads,
     )

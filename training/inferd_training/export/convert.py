@@ -5,22 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 import keras
-import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
 
 from inferd_training import models
 from inferd_training.errors import ExportError
-from inferd_training.export.layers import nodes
 from inferd_training.families.family import Scaling
 
 OPSET = 17
 """One below the newest that tf2onnx 1.17 writes: nothing in these graphs gains from 18, and more tools read 17."""
+
+_LEAST_OUTSIDE = 1024
+"""Bytes of a weight that is worth an input of its own: converters look into small ones."""
+
+_OUTSIDE_DTYPES = ("float16", "float32", "float64")
 
 BATCH = "batch"
 """The name of axis 0 of every input and output."""
@@ -32,10 +35,10 @@ def convert(
     """The model in ONNX: its inputs and outputs under the names and in the order of `models.signature`.
 
     Inputs named in `preprocessing` take raw values of the declared dtype and are scaled inside the graph. Axis 0 of
-    every input and output is free, and named `batch`. A `large` model is one whose weights TensorFlow's own graph, a
-    protobuf message too, cannot hold: it is converted without TensorFlow's optimizer. The weights are in the result
-    either way, which then cannot be serialized whole. Raises ExportError where tf2onnx cannot convert the model, and
-    ModelError as `models.signature` does.
+    every input and output is free, and named `batch`. The weights of a `large` model are the function's inputs while it
+    is traced and converted, and become initializers at the end: TensorFlow's own graph is a protobuf message too, with
+    its limit of 2 GB, and tf2onnx copies each constant some thirty times. Raises ExportError where tf2onnx cannot
+    convert the model, and ModelError as `models.signature` does.
     """
     described = models.signature(model)
     unknown = sorted(set(preprocessing) - {tensor.name for tensor in described.inputs})
@@ -51,51 +54,50 @@ def convert(
         for i, (tensor, scaling) in enumerate(zip(described.inputs, scalings, strict=True))
     ]
 
-    def served(*raw: tf.Tensor) -> dict[str, tf.Tensor]:
+    outside = _large_weights(model) if large else []
+    arguments += [
+        tf.TensorSpec(weight.shape, weight.dtype, name=f"inferd_weight_{i}") for i, weight in enumerate(outside)
+    ]
+
+    def served(*given: tf.Tensor) -> dict[str, tf.Tensor]:
+        raw, weights = given[: len(scalings)], given[len(scalings) :]
         ready = [_scaled(tensor, scaling) for tensor, scaling in zip(raw, scalings, strict=True)]
+        with keras.StatelessScope(list(zip(outside, weights, strict=True))) if outside else nullcontext():
+            answers = models.call(model, ready)
         # The identity keeps an output that is also an input, or is given twice, a tensor of its own.
-        return {f"inferd_output_{i}": tf.identity(tensor) for i, tensor in enumerate(models.call(model, ready))}
+        return {f"inferd_output_{i}": tf.identity(tensor) for i, tensor in enumerate(answers)}
 
     try:
         traced = tf.function(served, input_signature=arguments, autograph=False)
-        with _product():
-            proto, weights = tf2onnx.convert.from_function(
-                traced, input_signature=arguments, opset=opset, large_model=large
-            )
+        proto, _ = tf2onnx.convert.from_function(traced, input_signature=arguments, opset=opset)
     except Exception as error:  # tf2onnx and TensorFlow raise many types; each means that there is no graph.
         raise ExportError(
             f"tf2onnx {tf2onnx.__version__} cannot convert the model: {models.first_line(error)}"
         ) from error
     if not isinstance(proto, onnx.ModelProto):
         raise ExportError("tf2onnx gave no model")
-    if weights is not None:
-        _bring_back(proto, weights.name_to_tensor_data)
+    _bring_in(proto.graph, outside)
     _restore_names(proto.graph, described)
     return proto
 
 
-@contextmanager
-def _product() -> Iterator[None]:
-    """tf2onnx 1.17 measures large weights by `numpy.product`, which numpy 2 has not any more."""
-    missing = not hasattr(np, "product")
-    if missing:
-        np.product = np.prod  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        if missing:
-            del np.product  # type: ignore[attr-defined]
+def _large_weights(model: keras.Model) -> list[keras.Variable]:
+    return [
+        weight
+        for weight in model.weights
+        if weight.dtype in _OUTSIDE_DTYPES and models.bytes_of(weight) >= _LEAST_OUTSIDE
+    ]
 
 
-def _bring_back(proto: onnx.ModelProto, weights: dict[str, bytes]) -> None:
-    """Puts the weights that tf2onnx keeps apart into the tensors that they are of."""
-    constants = [attribute.t for node in nodes(proto.graph) for attribute in node.attribute if attribute.HasField("t")]
-    for tensor in (*proto.graph.initializer, *constants):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            # Taken out, so that there are never two copies of all.
-            tensor.raw_data = weights.pop(tensor.external_data[0].value)
-            del tensor.external_data[:]
-            tensor.ClearField("data_location")
+def _bring_in(graph: onnx.GraphProto, weights: list[keras.Variable]) -> None:
+    """Makes initializers of the inputs that stand for weights."""
+    ends = {end.name: end for end in graph.input}
+    for number, weight in enumerate(weights):
+        end = ends.get(f"inferd_weight_{number}")
+        # A weight without effect on any output has no input either.
+        if end is not None:
+            graph.initializer.append(onnx.numpy_helper.from_array(weight.numpy(), end.name))
+            graph.input.remove(end)
 
 
 def _scaled(raw: tf.Tensor, scaling: Scaling | None) -> tf.Tensor:

@@ -39,8 +39,7 @@ class Job:
     be left out.
 
     `samples` gets the raw inputs and gives what the parity is tested on. `training` and `data` go into the metadata.
-    Weights of `external_from` bytes or more lie in a file beside the model, and are converted in tf2onnx's own way for
-    large models.
+    Weights of `external_from` bytes or more lie in a file beside the model, and are kept out of the conversion.
     """
 
     model: Path

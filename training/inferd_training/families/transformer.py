@@ -53,7 +53,7 @@ def _block(hidden: Any, seen: Any, number: int) -> Any:
     attention = layers.MultiHeadAttention(HEADS, WIDTH // HEADS, name=f"attention{number}")
     hidden = layers.Add(name=f"attended{number}")([hidden, attention(normal, normal, attention_mask=seen)])
     normal = layers.LayerNormalization(name=f"forward_norm{number}")(hidden)
-    # ReLU: exact GELU becomes an Erfc node, which no runtime has, and the tanh one eight nodes where this is one.
+    # ReLU: exact GELU becomes an Erfc node, which no runtime has, and the tanh one several nodes where this is one.
     wide = layers.Dense(4 * WIDTH, activation="relu", name=f"widen{number}")(normal)
     narrow = layers.Dense(WIDTH, name=f"narrow{number}")(wide)
     return layers.Add(name=f"forwarded{number}")([hidden, narrow])

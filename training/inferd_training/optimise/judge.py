@@ -64,6 +64,7 @@ def judge(
     held_out: HeldOut,
     *,
     max_drop_points: float,
+    min_agreement: float,
     threads: int,
 ) -> list[Judged]:
     """All candidates with their figures, the original first, in the order they came.
@@ -94,6 +95,11 @@ def judge(
         )
         nbytes = candidate.proto.ByteSize()
         refused = "" if name == ORIGINAL else gate.passes(comparison, max_drop_points)
+        if not refused and comparison.agreement < min_agreement:
+            refused = (
+                f"it gives the original's class to {comparison.agreement:.2%} of the rows, where at least "
+                f"{min_agreement:.2%} were expected"
+            )
         judged.append(Judged(candidate, nbytes, times[name], gains, comparison, refused))
     return judged
 

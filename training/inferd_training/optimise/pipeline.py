@@ -19,10 +19,11 @@ from inferd_training.errors import OptimiseError
 from inferd_training.export.golden import write_golden
 from inferd_training.export.metadata import versions
 from inferd_training.export.parity import Tolerance
-from inferd_training.export.report import check_report
+from inferd_training.export.report import check_report, external_files
 from inferd_training.export.runtime import PROVIDER, Runtime, version
 from inferd_training.export.samples import Samples
 from inferd_training.export.structure import check_structure
+from inferd_training.export.weights import EXTERNAL_FROM
 from inferd_training.files import hidden_folder, holds_only, replace_folder, sha256, write_json
 from inferd_training.optimise import judge, report, rows, sessions
 from inferd_training.optimise.candidates import Candidate, Workshop
@@ -43,7 +44,8 @@ class Job:
     """What to optimise. `also` are exports of smaller models that were trained to take the original's place: they are
     candidates as they are, and their optimised forms are. The gate holds all of them against the original.
 
-    `max_drop_points` of accuracy may be lost. `search_seconds` bounds each of the searches.
+    `max_drop_points` of accuracy may be lost, and `min_agreement` of the rows must keep the original's class.
+    `search_seconds` bounds each of the searches.
     """
 
     export: Path
@@ -53,6 +55,7 @@ class Job:
     evaluation: Path | None = None
     also: tuple[Path, ...] = ()
     max_drop_points: float = 0.1
+    min_agreement: float = 0.0
     search_seconds: float = 40.0
     threads: int = 1
 
@@ -85,7 +88,14 @@ def optimise(job: Job, tell: Tell = lambda _line: None) -> tuple[dict[str, Any],
         candidates.append(Candidate(label, proto, f"trained to take the original's place: {folder.name}"))
         candidates += workshop.candidates(label, proto)
     tell(f"judging {len(candidates)} candidates on {given.held_out.description}")
-    judged = judge.judge(original, candidates, given.held_out, max_drop_points=job.max_drop_points, threads=job.threads)
+    judged = judge.judge(
+        original,
+        candidates,
+        given.held_out,
+        max_drop_points=job.max_drop_points,
+        min_agreement=job.min_agreement,
+        threads=job.threads,
+    )
     return _write(job, judged, workshop.notes, given, parent)
 
 
@@ -149,6 +159,7 @@ def _export(
             **parent["model"],
             "sha256": sha256(path),
             "bytes": path.stat().st_size,
+            "weights": {},
             "opset": structure.opset,
             "ir_version": structure.ir_version,
             "inputs": structure.inputs,
@@ -181,6 +192,12 @@ def _read(folder: Path) -> tuple[onnx.ModelProto, dict[str, Any]]:
     found = check_report(path, folder / REPORT_FILE)
     # It is served as it is only where the runtime takes it.
     check_structure(path, ())
+    outside = sum((folder / name).stat().st_size for name in external_files(path))
+    if outside >= EXTERNAL_FROM:
+        raise OptimiseError(
+            f"{path} keeps {outside} bytes of weights in other files, where less than {EXTERNAL_FROM} were expected: "
+            "candidates are made in memory, as one protobuf message each"
+        )
     return onnx.load(path), found
 
 

@@ -89,7 +89,7 @@ FIELDS: Mapping[str, Verdict] = {
     ),
     "optimization.priority": Refused("and no model runs before another one here"),
     "optimization.cuda": Refused("and CUDA graphs and streams are left to the runtime"),
-    "optimization.execution_accelerators": Refused("and models run on the CPU or CUDA as `--device` says"),
+    "optimization.execution_accelerators": Refused("and models run on the CPU, CUDA or TensorRT as `--device` says"),
     "optimization.input_pinned_memory": Honoured("the message; `enable` is refused"),
     "optimization.input_pinned_memory.enable": _NO_PINNED,
     "optimization.output_pinned_memory": Honoured("the message; `enable` is refused"),

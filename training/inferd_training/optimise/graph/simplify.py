@@ -61,7 +61,8 @@ def simplify(proto: onnx.ModelProto, samples: Mapping[str, NDArray[Any]] | None 
 
 def _slimmed(proto: onnx.ModelProto, *, cautious: bool) -> tuple[onnx.ModelProto, list[str]]:
     slimmed = slimming.slim(proto, cautious=cautious)
-    return slimmed, [f"{_nodes(proto)} became {_nodes(slimmed)}"]
+    fewer = len(slimmed.graph.node) < len(proto.graph.node)
+    return slimmed, [f"{_nodes(proto)} became {_nodes(slimmed)}"] if fewer else []
 
 
 def _edited(change: Callable[[Editor], tuple[int, list[str]]]) -> Stage:
@@ -82,8 +83,8 @@ _STAGES: tuple[tuple[str, tuple[Stage, ...]], ...] = (
     ("recurrent layers", (_edited(tidy_recurrent),)),
     ("selections by a mask", (_edited(join_selections),)),
     ("layout", (_edited(layout.straighten),)),
-    ("folding into weights before", (_edited(folding.fold_behind),)),
-    ("folding into weights behind", (_edited(folding.fold_before),)),
+    ("scales behind weights", (_edited(folding.fold_behind),)),
+    ("scales before weights", (_edited(folding.fold_before),)),
 )
 """In this order: constants must be known before they can be folded, and nodes lie side by side before those between
 them are folded. Of a stage's alternatives the first one that works is taken."""
