@@ -229,6 +229,8 @@ def test_a_recurrent_network_is_narrower_only_with_fresh_weights() -> None:
     # Two directions, four gates: kernel, recurrent kernel, bias.
     assert narrow.get_layer("bidirectional").count_params() == 2 * 4 * 8 * (16 + 8 + 1)
     assert narrow.predict(tokens(1), verbose=0).shape == (8, 3)
+    # Also where only what it reads is narrower.
+    assert channels.resized(model, {"embedding": 16}).predict(tokens(1), verbose=0).shape == (8, 3)
 
 
 def test_a_convolution_over_a_sequence_is_pruned() -> None:

@@ -208,12 +208,12 @@ def resized(model: keras.Model, widths: Mapping[str, int]) -> keras.Model:
     """The same graph with fresh weights, in which the layers named have so many channels."""
 
     def replace(layer: layers.Layer, config: dict[str, Any]) -> None:
-        if layer.name not in widths:
-            return
         if type(layer) is layers.Bidirectional:
             for direction in ("layer", "backward_layer"):
-                config[direction]["config"]["units"] = widths[layer.name]
-        else:
+                # It names the width of the inputs that it had, which may be another one now.
+                config[direction].pop("build_config", None)
+                config[direction]["config"]["units"] = widths.get(layer.name, _cell(layer).units)
+        elif layer.name in widths:
             config[_WIDTH.get(type(layer), "units")] = widths[layer.name]
 
     return copy(model, replace)
