@@ -38,6 +38,37 @@ def add(parser: argparse.ArgumentParser, *, epochs: str, rate: str) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all randomness (default: %(default)s)")
 
 
+def add_multiple(parser: argparse.ArgumentParser) -> None:
+    """The flag that rounds the number of channels."""
+    parser.add_argument(
+        "--multiple",
+        type=int,
+        default=16,
+        metavar="N",
+        help="layers of more than N channels keep a whole multiple of N: convolutions are slower on half-full vectors "
+        "(default: %(default)s)",
+    )
+
+
+def add_teacher(parser: argparse.ArgumentParser, *, alpha: float) -> None:
+    """The flags that say what the answers of the run's own model are worth to the new one; `alpha` by default."""
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=alpha,
+        metavar="SHARE",
+        help="the weight of the answers of the run's model while the new one is trained, the rest is that of the true "
+        "classes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=4.0,
+        metavar="T",
+        help="softens those answers: 1 leaves them as they are (default: %(default)s)",
+    )
+
+
 def request(arguments: argparse.Namespace) -> Request:
     """What the flags ask for. Loads TensorFlow."""
     from inferd_training.smaller.methods import Request
