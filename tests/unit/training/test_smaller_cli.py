@@ -64,7 +64,9 @@ def read(path: Path) -> dict[str, object]:
 def test_pruning_all_the_way(inferd: Callable[..., list[str]], folder: Path, tmp_path: Path) -> None:
     output, exported = tmp_path / "pruned", tmp_path / "export"
     options = ["--epochs", 3, "--batch-size", 8, "--steps", 2, "--seed", 1, *ANY_DROP]
-    lines = inferd("prune", folder / "run", "--output", output, "--sparsity", 0.75, "--multiple", 8, "--alpha", 0.5, *options)
+    lines = inferd(
+        "prune", folder / "run", "--output", output, "--sparsity", 0.75, "--multiple", 8, "--alpha", 0.5, *options
+    )
     assert lines[:4] == [
         "conv1: 32 channels, 8 left",
         "conv2: 64 channels, 16 left",

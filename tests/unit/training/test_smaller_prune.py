@@ -91,7 +91,7 @@ def test_what_is_left_is_a_whole_multiple() -> None:
     assert [remaining(128, share, 16) for share in (0.0, 0.05, 0.1, 0.3, 0.5, 0.99)] == [128, 128, 112, 96, 64, 16]
     # A layer of no more than one is not rounded.
     assert [remaining(10, share, 16) for share in (0.0, 0.5, 0.99)] == [10, 5, 1]
-    assert [remaining(40, share, 16) for share in (0.1, 0.01)] == [32, 40]
+    assert [remaining(44, share, 16) for share in (0.3, 0.01)] == [32, 44]
     assert remaining(33, 0.5, 1) == 16
 
 
