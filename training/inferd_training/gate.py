@@ -1,15 +1,15 @@
-"""The gate between a model and its smaller successor: both answer the same test images, and noise must not decide.
+"""The gate between a model and its smaller successor: both answer the same test examples, and noise must not decide.
 
-What counts are the images on which one of the two is right and the other wrong: nothing else tells them apart. With
-`lost` and `gained` of them among n images the drop is (lost - gained) / n. Its 95 % interval is the score interval for
-a difference of paired proportions (Tango 1998, "Equivalence test and confidence interval for the difference in
+What counts are the examples on which one of the two is right and the other wrong: nothing else tells them apart. With
+`lost` and `gained` of them among n the drop is (lost - gained) / n. Its 95 % interval is the score interval for a
+difference of paired proportions (Tango 1998, "Equivalence test and confidence interval for the difference in
 proportions for the paired-sample design", Statistics in Medicine 17). It excludes 0 exactly where McNemar's test finds
 a difference, and does not shrink to nothing where no answer changed.
 
 A model passes where the drop itself, the best guess, is within the budget, **and** where its interval ends at most
 `MARGIN` above the budget, so that a larger drop is ruled out (a test of non-inferiority, one-sided at 2.5 %). The first
-alone would let chance pass a model on few images. The interval against the bare budget would refuse nearly all: on
-10,000 images of which 1 % change sides it reaches 0.2 points beyond the drop, twice the usual budget.
+alone would let chance pass a model on few examples. The interval against the bare budget would refuse nearly all: on
+10,000 examples of which 1 % change sides it reaches 0.2 points beyond the drop, twice the usual budget.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from inferd_training.errors import ModelError
 
 MARGIN = 0.3
-"""Points of accuracy by which the interval may end above the budget: what 10,000 images resolve where 2.3 % of the
-answers change sides. Where none changes, 957 images resolve a budget of 0.1 points with it; fewer resolve larger ones.
+"""Points of accuracy by which the interval may end above the budget: what 10,000 examples resolve where 2.3 % of the
+answers change sides. Where none changes, 957 of them resolve a budget of 0.1 points with it; fewer resolve larger ones.
 """
 
 _Z = 1.959963984540054
@@ -34,12 +34,12 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models on the same `examples` images. Accuracies and `agreement` are shares in 0..1.
+    """Two models on the same test examples, so many. Accuracies and `agreement` are shares in 0..1.
 
-    `drop` is the accuracy lost, in points (0.1 is one image in a thousand), `low` and `high` its 95 % interval; a gain
-    is negative. `lost` counts the images on which only the first model is right, `gained` those on which only the
-    second is. `agreement` is the share of images that both give the same class, right or wrong. `worst_label` is the
-    class whose recall changed for the worst, by `worst_change` points: negative where it fell.
+    `drop` is the accuracy lost, in points (0.1 is one example in a thousand), `low` and `high` its 95 % interval; a
+    gain is negative. `lost` counts the examples on which only the first model is right, `gained` those on which only
+    the second is. `agreement` is the share of examples that both give the same class, right or wrong. `worst_label` is
+    the class whose recall changed for the worst, by `worst_change` points: negative where it fell.
     """
 
     examples: int
@@ -65,7 +65,7 @@ def compare(
     truth: NDArray[np.integer[Any]],
     labels: tuple[str, ...] | list[str],
 ) -> Comparison:
-    """Compares the classes that two models give the same images, all [images] of indices into `labels`.
+    """Compares the classes that two models give the same examples, all [count] of indices into `labels`.
 
     Raises ModelError where the arrays do not belong together, are empty, or hold an index that is no label's.
     """
@@ -73,8 +73,8 @@ def compare(
     for name, array in arrays.items():
         if array.shape != (truth.size,) or not array.size or array.dtype.kind not in "iu":
             raise ModelError(
-                f"{name} are {array.dtype} {list(array.shape)}, where whole numbers [{truth.size or 'images'}] were "
-                "expected: compare two models on the same images, at least one"
+                f"{name} are {array.dtype} {list(array.shape)}, where whole numbers [{truth.size or 'count'}] were "
+                "expected: compare two models on the same examples, at least one"
             )
         if array.min() < 0 or array.max() >= len(labels):
             raise ModelError(
@@ -92,7 +92,7 @@ def compare(
         examples=len(truth),
         accuracy_before=float(right_before.mean()),
         accuracy_after=float(right_after.mean()),
-        # One division of whole numbers, so that 10 images of 10,000 are 0.1 points and nothing above it.
+        # One division of whole numbers, so that 10 examples of 10,000 are 0.1 points and nothing above it.
         drop=100 * (lost - gained) / len(truth),
         low=low,
         high=high,
@@ -112,7 +112,7 @@ def passes(comparison: Comparison, max_drop_points: float) -> str:
     check_budget(max_drop_points)
     figures = (
         f"{100 * comparison.accuracy_before:.2f} % to {100 * comparison.accuracy_after:.2f} % on "
-        f"{comparison.examples} test images"
+        f"{comparison.examples} test examples"
     )
     if comparison.drop > max_drop_points:
         return (
@@ -123,8 +123,8 @@ def passes(comparison: Comparison, max_drop_points: float) -> str:
         return (
             f"a drop of the accuracy by {comparison.high:.4g} points is not ruled out ({figures}, "
             f"{comparison.lost + comparison.gained} of them right before or after only), where at most "
-            f"{max_drop_points:g} were allowed and {MARGIN:g} are left to chance: give more test images, ask for less, "
-            "or allow more"
+            f"{max_drop_points:g} were allowed and {MARGIN:g} are left to chance: give more test examples, ask for "
+            "less, or allow more"
         )
     return ""
 

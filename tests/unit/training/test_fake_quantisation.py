@@ -162,7 +162,7 @@ def test_the_rounding_is_that_of_the_runtime(tmp_path: Path) -> None:
 def test_a_model_with_nothing_to_round_is_refused() -> None:
     series = keras.Input((4, 3), name="series")
     model = keras.Model(series, layers.LSTM(3, activation="softmax", name="memory")(series))
-    with pytest.raises(ModelError, match="no layer of the model is a Conv2D or a Dense layer"):
+    with pytest.raises(ModelError, match="no layer of the model is a convolution or a dense layer"):
         finetune(model, images(8, 0), images(4, 1), CHOSEN)
 
 

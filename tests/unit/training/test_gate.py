@@ -14,7 +14,7 @@ LABELS = ("cat", "dog", "eel")
 
 
 def comparison(lost: int, gained: int, examples: int) -> Comparison:
-    """Two models on `examples` images of one class, of which so many changed sides."""
+    """Two models on `examples` examples of one class, of which so many changed sides."""
     before, after = np.zeros(examples, np.int64), np.zeros(examples, np.int64)
     after[:lost] = 1
     before[lost : lost + gained] = 1
@@ -65,7 +65,7 @@ def test_no_change_is_not_certainty() -> None:
 
 
 def test_the_interval_covers_the_true_drop() -> None:
-    # 400 images, 4 % lost, 2 % gained: a drop of 2 points.
+    # 400 examples, 4 % lost, 2 % gained: a drop of 2 points.
     drawn = np.random.default_rng(0).multinomial(400, [0.04, 0.02, 0.94], size=1000)
     ends = [interval(int(lost), int(gained), 400) for lost, gained, _ in drawn]
     covered = np.mean([low <= 2.0 <= high for low, high in ends])
@@ -114,7 +114,7 @@ def test_whatever_the_answers_are(drawn: tuple[list[int], list[int], list[int]],
     # Who allows more is refused no more.
     if not reason:
         assert passes(found, budget + 1) == ""
-    # The order of the images means nothing.
+    # The order of the examples means nothing.
     turned = compare(before[::-1], after[::-1], truth[::-1], LABELS)
     assert (turned.drop, turned.high, turned.agreement) == (found.drop, found.high, found.agreement)
 
@@ -129,16 +129,16 @@ def test_the_budget_is_kept_exactly() -> None:
     # Ten of ten thousand are 0.1 points, and allowed; eleven are more.
     assert passes(comparison(10, 0, 10_000), 0.1) == ""
     reason = passes(comparison(11, 0, 10_000), 0.1)
-    assert reason.startswith("the accuracy falls by 0.11 points (100.00 % to 99.89 % on 10000 test images), where at")
+    assert reason.startswith("the accuracy falls by 0.11 points (100.00 % to 99.89 % on 10000 test examples), where at")
     assert "at most 0.1 were allowed" in reason
 
 
-def test_few_images_and_many_changes_are_not_trusted() -> None:
+def test_few_examples_and_many_changes_are_not_trusted() -> None:
     few = passes(comparison(0, 0, 24), 0.1)
     assert few.startswith("a drop of the accuracy by 13.8 points is not ruled out")
-    assert "give more test images" in few
+    assert "give more test examples" in few
     assert passes(comparison(0, 0, 24), 14) == ""
-    # What the margin is worth on 10,000 images, as the module says.
+    # What the margin is worth on 10,000 examples, as the module says.
     assert passes(comparison(119, 109, 10_000), 0.1) == ""
     assert passes(comparison(121, 111, 10_000), 0.1) != ""
     many = passes(comparison(500, 500, 10_000), 0.1)

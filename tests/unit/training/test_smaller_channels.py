@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from inferd_training.errors import ModelError
+from inferd_training.families.registry import FAMILIES
 from inferd_training.smaller import channels
 from inferd_training.smaller.importance import by_norm
 from inferd_training.smaller.prune import most
@@ -187,6 +188,64 @@ def test_what_cannot_go_is_left_and_named() -> None:
 def test_the_most_important_are_kept_in_their_order() -> None:
     assert most(np.array([3.0, 9.0, 1.0, 9.0, 2.0]), 3).tolist() == [0, 1, 3]
     assert most(np.ones(4), 2).tolist() == [0, 1]
+
+
+def test_what_is_left_is_carried_over() -> None:
+    """Bare operations, shared layers and layers that cannot be pruned are in the smaller model as they were."""
+    model = residual()
+    found = channels.find(model)
+    smaller = channels.pruned(model, found, {"inner": np.arange(8)[::2]})
+    # What goes is made silent in the model, too.
+    kernel, bias = model.get_layer("inner").get_weights()
+    kernel[..., 1::2], bias[1::2] = 0, 0
+    model.get_layer("inner").set_weights([kernel, bias])
+    images = np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype(np.float32)
+    assert smaller.predict(images, verbose=0) == pytest.approx(model.predict(images, verbose=0), abs=1e-5)
+
+
+def tokens(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 257, (8, 128)).astype(np.int32)
+
+
+def test_a_transformer_loses_the_inner_units_of_its_blocks() -> None:
+    model = FAMILIES["transformer"].build(3)
+    found = channels.find(model)
+    assert [entry.layer for entry in found.prunable] == ["embedding", "widen1", "widen2"]
+    assert "attention1" in found.left
+    kept = {entry.layer: np.arange(entry.width)[: entry.width // 2] for entry in found.prunable}
+    smaller = channels.pruned(model, found, kept)
+    silence(model, found, kept)
+    rows = tokens(0)
+    assert smaller.predict(rows, verbose=0) == pytest.approx(model.predict(rows, verbose=0), abs=1e-5)
+    assert smaller.get_layer("embedding").output_dim == 32
+
+
+def test_a_recurrent_network_is_narrower_only_with_fresh_weights() -> None:
+    model = FAMILIES["lstm"].build(3)
+    assert channels.find(model).prunable == ()
+    found = channels.find(model, fresh=True)
+    assert {entry.layer: entry.width for entry in found.prunable} == {"embedding": 64, "bidirectional": 64}
+    narrow = channels.resized(model, {"embedding": 16, "bidirectional": 8})
+    # Two directions, four gates: kernel, recurrent kernel, bias.
+    assert narrow.get_layer("bidirectional").count_params() == 2 * 4 * 8 * (16 + 8 + 1)
+    assert narrow.predict(tokens(1), verbose=0).shape == (8, 3)
+    # Also where only what it reads is narrower.
+    assert channels.resized(model, {"embedding": 16}).predict(tokens(1), verbose=0).shape == (8, 3)
+
+
+def test_a_convolution_over_a_sequence_is_pruned() -> None:
+    series = keras.Input((10, 2), name="series")
+    hidden = layers.Conv1D(6, 3, activation="relu", name="first")(series)
+    hidden = layers.Conv1D(4, 3, padding="causal", activation="relu", name="second")(layers.MaxPooling1D(2)(hidden))
+    model = keras.Model(series, layers.Dense(2, name="logits")(layers.Flatten()(hidden)))
+    generator = np.random.default_rng(0)
+    whole_numbers(model, generator)
+    found = channels.find(model)
+    kept = {"first": np.array([0, 2, 5]), "second": np.array([1, 3])}
+    silence(model, found, kept)
+    rows = generator.integers(-3, 4, (8, 10, 2)).astype(np.float32)
+    smaller = channels.pruned(model, found, kept)
+    assert np.array_equal(model.predict(rows, verbose=0), smaller.predict(rows, verbose=0))
 
 
 def test_a_nested_model_is_left_whole() -> None:

@@ -64,7 +64,9 @@ def read(path: Path) -> dict[str, object]:
 def test_pruning_all_the_way(inferd: Callable[..., list[str]], folder: Path, tmp_path: Path) -> None:
     output, exported = tmp_path / "pruned", tmp_path / "export"
     options = ["--epochs", 3, "--batch-size", 8, "--steps", 2, "--seed", 1, *ANY_DROP]
-    lines = inferd("prune", folder / "run", "--output", output, "--sparsity", 0.75, *options)
+    lines = inferd(
+        "prune", folder / "run", "--output", output, "--sparsity", 0.75, "--multiple", 8, "--alpha", 0.5, *options
+    )
     assert lines[:4] == [
         "conv1: 32 channels, 8 left",
         "conv2: 64 channels, 16 left",
@@ -87,7 +89,7 @@ def test_pruning_all_the_way(inferd: Callable[..., list[str]], folder: Path, tmp
     assert (report["after"]["multiply_adds"], report["after"]["uncounted"]) == (multiplications, [])
     assert report["gate"] == {"max_accuracy_drop": 100.0, "passed": True, "reason": ""}
     assert report["comparison"]["examples"] == 24
-    assert report["settings"]["sparsity"] == 0.75
+    assert {"sparsity": 0.75, "multiple": 8, "alpha": 0.5}.items() <= report["settings"].items()
     assert report["settings"]["seed"] == 1
     (ancestor,) = report["lineage"]
     assert ancestor["method"] == "train"
@@ -128,13 +130,13 @@ def test_fine_tuning(inferd: Callable[..., list[str]], folder: Path, tmp_path: P
 
 def test_distilling(inferd: Callable[..., list[str]], folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "student"
-    options = ["--epochs", 6, "--batch-size", 8, "--learning-rate", 3e-3, "--width", 0.25, *ANY_DROP]
+    options = ["--epochs", 6, "--batch-size", 8, "--learning-rate", 3e-3, "--width", 0.25, "--multiple", 1, *ANY_DROP]
     lines = inferd("distill", folder / "run", "--output", output, *options)
     assert lines[0].startswith("the same student without its teacher: test accuracy ")
     report = json.loads((output / "smaller.json").read_text())
     assert report["after"]["parameters"] == 8 * 10 + 16 * 73 + 32 * 401 + 330
     assert report["baseline"]["parameters"] == report["after"]["parameters"]
-    assert report["settings"]["width"] == 0.25
+    assert (report["settings"]["width"], report["settings"]["multiple"]) == (0.25, 1)
     # It is loaded by whoever has Keras and nothing of ours.
     assert (
         keras.saving.load_model(output / "model.keras", custom_objects={}).count_params()
@@ -180,6 +182,8 @@ def test_what_the_gate_refuses_is_not_written(
     [
         (["prune", "{run}", "--sparsity", "1"], "the sparsity 1.0 was asked for: it must lie between 0 and 1"),
         (["prune", "{run}", "--sparsity", "nan"], "the sparsity nan was asked for"),
+        (["prune", "{run}", "--sparsity", "0.01"], "takes no channel of layers with 32, 64, 128: ask for more, or for"),
+        (["prune", "{run}", "--alpha", "-1"], "the weight -1.0 of the teacher"),
         (["prune", "{run}", "--steps", "9"], "9 steps in 5 epochs were asked for"),
         (["prune", "{run}", "--epochs", "0"], "0 epochs"),
         (["prune", "{run}", "--max-accuracy-drop", "nan"], "an accuracy drop of nan points was allowed"),
@@ -194,6 +198,7 @@ def test_what_the_gate_refuses_is_not_written(
         (["finetune", "{run}", "--learning-rate", "-1"], "the learning rate -1.0"),
         (["distill", "{run}", "--width", "0"], "the width 0.0 was asked for"),
         (["distill", "{run}", "--student", "vit"], "'vit' is not a model family: choose from"),
+        (["distill", "{run}", "--student", "lstm"], "the family 'lstm' takes text, and its teacher grey images"),
         (["distill", "{run}", "--student", "cnn", "--width", "0.5"], "--student and --width were both given"),
         (["distill", "{run}", "--temperature", "0"], "the temperature 0.0"),
         (["distill", "{run}", "--alpha", "2"], "the weight 2.0 of the teacher"),

@@ -124,7 +124,7 @@ def test_widths_out_of_range_are_refused(width: float) -> None:
 
 
 def test_a_width_that_changes_nothing_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"no layer of the model can be 0.99 times as wide \('probabilities': its"):
+    with pytest.raises(ModelError, match=r"can be 0.99 times as wide in multiples of 16 \('probabilities': its"):
         student_of(teacher(), 0.99)
 
 

@@ -11,7 +11,8 @@ from inferd_training.families.registry import FAMILIES
 from inferd_training.fit import Examples
 from inferd_training.smaller.cost import cost
 from inferd_training.smaller.importance import by_norm, by_taylor
-from inferd_training.smaller.prune import Pruning, prune, remaining, shares
+from inferd_training.smaller.prune import Pruning, prune, shares
+from inferd_training.smaller.widths import remaining
 from keras import layers
 
 CHOSEN = fit.settings(FAMILIES["cnn"], epochs=6, batch_size=16, learning_rate=5e-3)
@@ -38,6 +39,10 @@ def network() -> keras.Model:
 @pytest.fixture(scope="module")
 def trained() -> keras.Model:
     return fit.fit(network(), blobs(240, 0), blobs(60, 1), CHOSEN).model
+
+
+def train(model: keras.Model, chosen: fit.Settings) -> fit.Trained:
+    return fit.fit(model, blobs(240, 0), blobs(60, 1), chosen)
 
 
 def accuracy(model: keras.Model, examples: Examples) -> float:
@@ -80,14 +85,21 @@ def test_most_go_early_and_all_at_the_end() -> None:
     assert steps[-1] == 0.5
     assert np.all(np.diff(steps) > 0)
     assert np.all(np.diff(np.diff([0, *steps])) < 0)
-    assert [remaining(10, share) for share in (0.0, 0.5, 0.99)] == [10, 5, 1]
+
+
+def test_what_is_left_is_a_whole_multiple() -> None:
+    assert [remaining(128, share, 16) for share in (0.0, 0.05, 0.1, 0.3, 0.5, 0.99)] == [128, 128, 112, 96, 64, 16]
+    # A layer of no more than one is not rounded.
+    assert [remaining(10, share, 16) for share in (0.0, 0.5, 0.99)] == [10, 5, 1]
+    assert [remaining(44, share, 16) for share in (0.3, 0.01)] == [32, 44]
+    assert remaining(33, 0.5, 1) == 16
 
 
 @pytest.mark.parametrize("importance", ["l1", "taylor"])
 def test_half_of_a_network_answers_as_well(trained: keras.Model, importance: str) -> None:
     told: list[str] = []
     before = trained.get_weights()
-    made = prune(trained, blobs(240, 0), blobs(60, 1), CHOSEN, Pruning(0.5, 3, importance), tell=told.append)
+    made = prune(trained, blobs(240, 0), CHOSEN, Pruning(0.5, 3, importance), train, tell=told.append)
     assert made.widths == {"first": (16, 8), "second": (12, 6)}
     assert made.left == {"probabilities": "its channels are an output of the model"}
     # An epoch after each of the first two steps, the other four after the last.
@@ -103,7 +115,7 @@ def test_half_of_a_network_answers_as_well(trained: keras.Model, importance: str
 
 def test_two_prunings_give_the_same_weights(trained: keras.Model) -> None:
     first, second = (
-        prune(trained, blobs(48, 0), blobs(12, 1), SHORT, Pruning(0.5, 1, "taylor")).trained.model.get_weights()
+        prune(trained, blobs(48, 0), SHORT, Pruning(0.5, 1, "taylor"), train).trained.model.get_weights()
         for _ in range(2)
     )
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
@@ -119,25 +131,26 @@ def test_two_prunings_give_the_same_weights(trained: keras.Model) -> None:
         (Pruning(0.01, 1, "l1"), "the sparsity 0.01 takes no channel of layers with 16, 12"),
         (Pruning(0.5, 0, "l1"), "0 steps in 6 epochs"),
         (Pruning(0.5, 7, "l1"), "7 steps in 6 epochs"),
+        (Pruning(0.5, 1, "l1", 0), "multiples of 0 channels"),
         (Pruning(0.5, 1, "magic"), "'magic' is no measure of importance: choose from l1, taylor"),
     ],
 )
 def test_what_cannot_be_done_is_refused(trained: keras.Model, pruning: Pruning, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        prune(trained, blobs(48, 0), blobs(12, 1), CHOSEN, pruning)
+        prune(trained, blobs(48, 0), CHOSEN, pruning, train)
 
 
 def test_a_model_without_a_prunable_layer_is_refused() -> None:
     value = keras.Input((8,), name="features")
     model = keras.Model(value, layers.Dense(3, activation="softmax", name="probabilities")(value))
     with pytest.raises(ModelError, match=r"can be pruned \('probabilities': its channels are an output"):
-        prune(model, blobs(48, 0), blobs(12, 1), CHOSEN, Pruning(0.5, 1, "l1"))
+        prune(model, blobs(48, 0), CHOSEN, Pruning(0.5, 1, "l1"), train)
 
 
 def test_a_loss_that_is_not_finite_stops_it(trained: keras.Model) -> None:
     wild = fit.settings(FAMILIES["cnn"], epochs=3, batch_size=16, optimizer="sgd", learning_rate=1e30)
     with pytest.raises(ModelError, match=r"(loss is|weights are) not finite"):
-        prune(trained, blobs(240, 0), blobs(60, 1), wild, Pruning(0.5, 2, "l1"))
+        prune(trained, blobs(240, 0), wild, Pruning(0.5, 2, "l1"), train)
 
 
 def test_the_cost_of_layers_that_are_counted_and_of_those_that_are_not() -> None:

@@ -19,20 +19,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="the student is like its teacher with that share of each layer's channels (default: 0.5)",
     )
     parser.add_argument("--student", metavar="FAMILY", help="or the student is of this model family")
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=4.0,
-        metavar="T",
-        help="softens the teacher's answers: 1 leaves them as they are (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="the weight of the teacher's answers, the rest is that of the true classes (default: %(default)s)",
-    )
+    smaller_flags.add_multiple(parser)
+    smaller_flags.add_teacher(parser, alpha=0.5)
     parser.add_argument(
         "--no-baseline",
         action="store_true",
@@ -50,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     report = distil_run(
         smaller_flags.request(arguments),
-        Student(arguments.student, 0.5 if arguments.width is None else arguments.width),
+        Student(arguments.student, 0.5 if arguments.width is None else arguments.width, arguments.multiple),
         Distillation(arguments.temperature, arguments.alpha),
         baseline=not arguments.no_baseline,
         tell=tell,

@@ -31,15 +31,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default="taylor",
         help="what a channel is judged by: the sum of its weights, or what it does to the loss (default: %(default)s)",
     )
+    smaller_flags.add_multiple(parser)
+    smaller_flags.add_teacher(parser, alpha=0.0)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     load_tensorflow()
+    from inferd_training.smaller.distill import Distillation
     from inferd_training.smaller.methods import prune_run
     from inferd_training.smaller.prune import Pruning
 
-    pruning = Pruning(arguments.sparsity, arguments.steps, arguments.importance)
-    report = prune_run(smaller_flags.request(arguments), pruning, tell=tell)
+    pruning = Pruning(arguments.sparsity, arguments.steps, arguments.importance, arguments.multiple)
+    distillation = Distillation(arguments.temperature, arguments.alpha)
+    report = prune_run(smaller_flags.request(arguments), pruning, distillation, tell=tell)
     for name, widths in report["layers"].items():
         print(f"{name}: {widths['before']} channels, {widths['after']} left")
     for name, reason in report["left"].items():

@@ -1,9 +1,9 @@
 """Which channels of a model can go, and the model without them.
 
-A channel is one filter of a convolution or one unit of a dense layer. It can go where all that its output reaches can
-do without it: what works on each channel for itself passes it on, up to the layers that sum over channels and lose a
-slice of their weights with it. What meets other channels on the way (an addition, an attention, a layer that is not
-known here) keeps the whole layer as it is.
+A channel is one filter of a convolution, one unit of a dense layer or one feature of an embedding. It can go where all
+that its output reaches can do without it: what works on each channel for itself passes it on, up to the layers that sum
+over channels and lose a slice of their weights with it. What meets other channels on the way (an addition, an
+attention, a layer that is not known here) keeps the whole layer as it is.
 """
 
 from __future__ import annotations
@@ -30,25 +30,27 @@ ELEMENTWISE = frozenset(
 
 _CHANNELWISE = frozenset(
     {
-        layers.ReLU,
-        layers.LeakyReLU,
-        layers.ELU,
-        layers.Identity,
-        layers.Dropout,
-        layers.SpatialDropout1D,
-        layers.SpatialDropout2D,
-        layers.GaussianDropout,
-        layers.GaussianNoise,
-        layers.AveragePooling2D,
-        layers.MaxPooling2D,
-        layers.GlobalAveragePooling2D,
-        layers.GlobalMaxPooling2D,
-        layers.Cropping2D,
-        layers.UpSampling2D,
-        layers.ZeroPadding2D,
+        *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity),
+        *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D),
+        *(layers.GaussianDropout, layers.GaussianNoise),
+        *(layers.AveragePooling1D, layers.GlobalAveragePooling1D, layers.MaxPooling1D, layers.GlobalMaxPooling1D),
+        *(layers.AveragePooling2D, layers.GlobalAveragePooling2D, layers.MaxPooling2D, layers.GlobalMaxPooling2D),
+        *(layers.Cropping1D, layers.UpSampling1D, layers.ZeroPadding1D),
+        *(layers.Cropping2D, layers.UpSampling2D, layers.ZeroPadding2D),
     }
 )
 """Layers without weights that work on each channel for itself."""
+
+_CONVOLUTIONS = frozenset({layers.Conv1D, layers.Conv2D})
+_SUMS = frozenset({*_CONVOLUTIONS, layers.Dense})
+"""Layers whose kernel [..., channels before, channels] sums over the channels before."""
+
+_WIDTH = {layers.Dense: "units", layers.Conv1D: "filters", layers.Conv2D: "filters", layers.Embedding: "output_dim"}
+"""What a layer that can be pruned calls the number of its channels."""
+
+_RECURRENT = frozenset({layers.GRU, layers.LSTM, layers.SimpleRNN})
+"""Layers whose units read each other, so that none can be taken from trained ones; with fresh weights they can be
+fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +83,19 @@ class Channels:
     left: Mapping[str, str]
 
 
-def find(model: keras.Model) -> Channels:
-    """Looks at every layer with weights. Raises ModelError for a model that is no graph of layers."""
-    graph = Graph(model)
+def find(model: keras.Model, *, fresh: bool = False) -> Channels:
+    """Looks at every layer with weights; with `fresh`, for what can be fewer where all weights are new.
+
+    Raises ModelError for a model that is no graph of layers.
+    """
+    search = _Search(Graph(model), fresh)
     prunable, left = [], {}
-    for layer in graph.layers():
+    for layer in search.graph.layers():
         if type(layer) in (layers.BatchNormalization, layers.DepthwiseConv2D):
             # It has as many channels as what comes before it.
             continue
         try:
-            width = _width(layer)
-            (channels,) = _single(graph, layer).outputs
-            effects = tuple(_effects(graph, channels, 1))
-            _check_activation(layer)
-            prunable.append(Prunable(layer.name, width, effects))
+            prunable.append(search.prunable(layer))
         except _Left as reason:
             left[layer.name] = str(reason)
     return Channels(tuple(prunable), left)
@@ -104,22 +105,66 @@ class _Left(Exception):
     """Why a layer is left as it is."""
 
 
-def _single(graph: Graph, layer: Any) -> Call:
-    calls = graph.of(layer)
-    if len(calls) != 1:
-        raise _Left(f"'{layer.name}' is called {len(calls)} times")
-    return calls[0]
+@dataclass(frozen=True, slots=True)
+class _Search:
+    graph: Graph
+    fresh: bool
+
+    def prunable(self, layer: Any) -> Prunable:
+        """What the going of a layer's channels would do. Raises _Left where they cannot go."""
+        recurrent = self.fresh and type(_cell(layer)) in _RECURRENT
+        if type(layer) in _CONVOLUTIONS:
+            _check_convolution(layer)
+        elif type(layer) not in _WIDTH and not recurrent:
+            raise _Left(f"a {type(layer).__name__} layer is not pruned")
+        outputs = self._single(layer).outputs
+        if len(outputs) != 1:
+            raise _Left(f"'{layer.name}' has {len(outputs)} outputs")
+        effects = tuple(self._effects(outputs[0], 1))
+        if hasattr(layer, "activation") and not recurrent:
+            _check_activation(layer)
+        width = getattr(_cell(layer), _WIDTH.get(type(layer), "units"))
+        return Prunable(layer.name, int(width), effects)
+
+    def _single(self, layer: Any) -> Call:
+        calls = self.graph.of(layer)
+        if len(calls) != 1:
+            raise _Left(f"'{layer.name}' is called {len(calls)} times")
+        return calls[0]
+
+    def _effects(self, tensor: Any, repeat: int) -> list[Effect]:
+        """What the channels in a tensor's last axis reach. Raises _Left where they cannot go."""
+        if self.graph.is_output(tensor):
+            raise _Left("its channels are an output of the model")
+        effects = []
+        for call in self.graph.readers(tensor):
+            layer = call.operation
+            kind = type(layer)
+            if len(call.inputs) != 1 or not isinstance(layer, layers.Layer):
+                raise _Left(f"its channels meet others in '{layer.name}'")
+            self._single(layer)
+            _check_format(layer)
+            if kind in _SUMS or (self.fresh and type(_cell(layer)) in _RECURRENT):
+                if kind in _CONVOLUTIONS:
+                    _check_convolution(layer)
+                effects.append(Effect(layer.name, repeat, sums=True))
+                continue
+            if kind is layers.Flatten:
+                effects += self._effects(call.outputs[0], repeat * _places(tensor, layer.name))
+                continue
+            if _has_weights_by_channel(layer, tensor):
+                effects.append(Effect(layer.name, repeat, sums=False))
+            elif kind is layers.Activation:
+                _check_activation(layer)
+            elif kind not in _CHANNELWISE or getattr(layer, "noise_shape", None) is not None:
+                raise _Left(f"'{layer.name}', a {kind.__name__} layer, is not known to leave channels apart")
+            effects += self._effects(call.outputs[0], repeat)
+        return effects
 
 
-def _width(layer: Any) -> int:
-    if type(layer) is layers.Dense:
-        width = layer.units
-    elif type(layer) is layers.Conv2D:
-        _check_convolution(layer)
-        width = layer.filters
-    else:
-        raise _Left(f"a {type(layer).__name__} layer is not pruned")
-    return int(width)
+def _cell(layer: Any) -> Any:
+    """The recurrent layer within one that runs it in both directions; any other layer itself."""
+    return layer.forward_layer if type(layer) is layers.Bidirectional else layer
 
 
 def _check_convolution(layer: Any) -> None:
@@ -137,36 +182,6 @@ def _check_activation(layer: Any) -> None:
     name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
     if getattr(keras.activations, name, None) is not layer.activation or name not in ELEMENTWISE:
         raise _Left(f"the activation {name} of '{layer.name}' is not known to leave channels apart")
-
-
-def _effects(graph: Graph, tensor: Any, repeat: int) -> list[Effect]:
-    """What the channels in a tensor's last axis reach. Raises _Left where they cannot go."""
-    if graph.is_output(tensor):
-        raise _Left("its channels are an output of the model")
-    effects = []
-    for call in graph.readers(tensor):
-        layer = call.operation
-        kind = type(layer)
-        if len(call.inputs) != 1 or not isinstance(layer, layers.Layer):
-            raise _Left(f"its channels meet others in '{layer.name}'")
-        _single(graph, layer)
-        _check_format(layer)
-        if kind in (layers.Dense, layers.Conv2D):
-            if kind is layers.Conv2D:
-                _check_convolution(layer)
-            effects.append(Effect(layer.name, repeat, sums=True))
-            continue
-        if kind is layers.Flatten:
-            effects += _effects(graph, call.outputs[0], repeat * _places(tensor, layer.name))
-            continue
-        if _has_weights_by_channel(layer, tensor):
-            effects.append(Effect(layer.name, repeat, sums=False))
-        elif kind is layers.Activation:
-            _check_activation(layer)
-        elif kind not in _CHANNELWISE or getattr(layer, "noise_shape", None) is not None:
-            raise _Left(f"'{layer.name}', a {kind.__name__} layer, is not known to leave channels apart")
-        effects += _effects(graph, call.outputs[0], repeat)
-    return effects
 
 
 def _has_weights_by_channel(layer: Any, tensor: Any) -> bool:
@@ -193,8 +208,13 @@ def resized(model: keras.Model, widths: Mapping[str, int]) -> keras.Model:
     """The same graph with fresh weights, in which the layers named have so many channels."""
 
     def replace(layer: layers.Layer, config: dict[str, Any]) -> None:
-        if layer.name in widths:
-            config["filters" if isinstance(layer, layers.Conv2D) else "units"] = widths[layer.name]
+        if type(layer) is layers.Bidirectional:
+            for direction in ("layer", "backward_layer"):
+                # It names the width of the inputs that it had, which may be another one now.
+                config[direction].pop("build_config", None)
+                config[direction]["config"]["units"] = widths.get(layer.name, _cell(layer).units)
+        elif layer.name in widths:
+            config[_WIDTH.get(type(layer), "units")] = widths[layer.name]
 
     return copy(model, replace)
 

@@ -1,4 +1,4 @@
-"""Distillation: a smaller model, the student, learns the images' classes, and what a trained one says of them.
+"""Distillation: a smaller model, the student, learns the examples' classes, and what a trained one says of them.
 
 The teacher's probabilities say more than the class: which others it might have been. A temperature softens them first,
 so that the small ones count (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
@@ -22,6 +22,10 @@ from inferd_training.fit import Examples
 from inferd_training.progress import Progress
 from inferd_training.smaller import channels
 from inferd_training.smaller.graph import uncompiled
+from inferd_training.smaller.widths import MULTIPLE, check_multiple, remaining
+
+Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""A teacher's probabilities, [count, classes], for the fitted and for the validation examples."""
 
 _SMALLEST = 1e-7
 """Probabilities are cut off here before the logarithm, as Keras does (keras.config.epsilon)."""
@@ -43,18 +47,22 @@ class Distillation:
             raise ModelError(f"the weight {self.alpha} of the teacher was asked for: it must lie between 0 and 1")
 
 
-def student_of(model: keras.Model, width: float) -> keras.Model:
+def student_of(model: keras.Model, width: float, multiple: int = MULTIPLE) -> keras.Model:
     """A model like `model` with fresh weights, whose layers have that share of their channels where they can.
 
-    Raises ModelError for a width outside 0..1, or where no layer can be narrower.
+    They have a whole `multiple` of them. Raises ModelError for a width outside 0..1, or where no layer can be narrower.
     """
     if not 0 < width < 1:
         raise ModelError(f"the width {width} was asked for: it must lie between 0 and 1, such as 0.5")
-    found = channels.find(model)
-    widths = {entry.layer: max(1, round(entry.width * width)) for entry in found.prunable}
+    check_multiple(multiple)
+    found = channels.find(model, fresh=True)
+    widths = {entry.layer: remaining(entry.width, 1 - width, multiple) for entry in found.prunable}
     if all(widths[entry.layer] == entry.width for entry in found.prunable):
         reasons = "; ".join(f"'{name}': {reason}" for name, reason in found.left.items())
-        raise ModelError(f"no layer of the model can be {width} times as wide ({reasons}): give a family by --student")
+        raise ModelError(
+            f"no layer of the model can be {width} times as wide in multiples of {multiple} ({reasons}): ask for less, "
+            "or give a family by --student"
+        )
     return channels.resized(model, widths)
 
 
@@ -62,27 +70,39 @@ def distil(
     build: Callable[[], keras.Model],
     fitted: Examples,
     validation: Examples,
-    teacher: tuple[NDArray[np.float32], NDArray[np.float32]],
+    teacher: Answers,
     chosen: fit.Settings,
     distillation: Distillation,
     *,
     progress: Progress | None = None,
 ) -> fit.Trained:
-    """Builds a student and trains it on the fitted examples with the teacher's probabilities, [count, classes] for the
-    fitted and the validation examples.
-
-    Raises ModelError where the student has another number of classes, or the loss is not finite.
-    """
+    """Builds a student and trains it as `taught` does; its weights, and the order of its examples, are the seed's."""
     fit.seed_all(chosen.seed)
-    student = build()
-    classes = student.outputs[0].shape[-1]
+    return taught(build(), fitted, validation, teacher, chosen, distillation, progress=progress)
+
+
+def taught(
+    model: keras.Model,
+    fitted: Examples,
+    validation: Examples,
+    teacher: Answers,
+    chosen: fit.Settings,
+    distillation: Distillation,
+    *,
+    progress: Progress | None = None,
+) -> fit.Trained:
+    """Trains a model on the true classes of the examples and on its teacher's answers.
+
+    Raises ModelError where the two have another number of classes, or the loss is not finite.
+    """
+    classes = model.outputs[0].shape[-1]
     if classes != teacher[0].shape[-1]:
         raise ModelError(
             f"the student tells {classes} classes apart and its teacher {teacher[0].shape[-1]}, where as many were "
             "expected: choose another student"
         )
     trained = fit.fit(
-        student,
+        model,
         (fitted[0], _targets(fitted[1], teacher[0])),
         (validation[0], _targets(validation[1], teacher[1])),
         chosen,
@@ -91,7 +111,7 @@ def distil(
         accuracy=keras.metrics.MeanMetricWrapper(_hits, name="accuracy"),
     )
     # A model is saved with its loss, and whoever loads it would need ours.
-    return replace(trained, model=uncompiled(student))
+    return replace(trained, model=uncompiled(model))
 
 
 def alone(
@@ -102,7 +122,7 @@ def alone(
     *,
     progress: Progress | None = None,
 ) -> fit.Trained:
-    """The same student without its teacher: it starts from the same weights and sees the images in the same order."""
+    """The same student without its teacher: it starts from the same weights and sees the examples in the same order."""
     fit.seed_all(chosen.seed)
     return fit.fit(build(), fitted, validation, chosen, progress)
 

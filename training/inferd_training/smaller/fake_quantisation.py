@@ -84,9 +84,17 @@ class QuantisedConv2D(_Quantised, keras.layers.Conv2D):  # type: ignore[misc]
     """A convolution with 8-bit weights and inputs."""
 
 
+class QuantisedConv1D(_Quantised, keras.layers.Conv1D):  # type: ignore[misc]
+    """The same along one axis."""
+
+
 class QuantisedDense(_Quantised, keras.layers.Dense):  # type: ignore[misc]
     """A dense layer with 8-bit weights and inputs."""
 
 
-QUANTISED = {keras.layers.Conv2D: QuantisedConv2D, keras.layers.Dense: QuantisedDense}
+QUANTISED = {
+    keras.layers.Conv1D: QuantisedConv1D,
+    keras.layers.Conv2D: QuantisedConv2D,
+    keras.layers.Dense: QuantisedDense,
+}
 """What takes the place of each layer that can be quantised, by its exact type."""

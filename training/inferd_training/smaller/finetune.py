@@ -23,7 +23,7 @@ from inferd_training.smaller.fake_quantisation import QUANTISED
 from inferd_training.smaller.graph import Graph, copy, copy_weights
 
 CALIBRATION_ROWS = 1024
-"""Training images whose activations give the ranges to start from."""
+"""Training examples whose activations give the ranges to start from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +66,7 @@ def quantised(model: keras.Model, calibration: NDArray[Any]) -> keras.Model:
     """
     ranges = _ranges(model, calibration)
     if not ranges:
-        raise ModelError("no layer of the model is a Conv2D or a Dense layer: only those are fine-tuned for INT8")
+        raise ModelError("no layer of the model is a convolution or a dense layer: only those are fine-tuned for INT8")
 
     def replace(layer: keras.layers.Layer, config: dict[str, Any]) -> keras.layers.Layer | None:
         kind = QUANTISED.get(type(layer))

@@ -50,7 +50,8 @@ def by_taylor(
         return [
             tf.add_n(
                 [
-                    tf.reduce_sum(weight * gradient, axis=list(range(len(weight.shape) - 1)))
+                    # An embedding's gradient has the rows that were looked up alone.
+                    tf.reduce_sum(weight * tf.convert_to_tensor(gradient), axis=list(range(len(weight.shape) - 1)))
                     for weight, gradient in zip(*pairs, strict=True)
                 ]
             )

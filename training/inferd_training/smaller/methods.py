@@ -14,11 +14,12 @@ from inferd_training.families.registry import FAMILIES
 from inferd_training.gate import compare
 from inferd_training.progress import Bars
 from inferd_training.smaller import parent as parents
-from inferd_training.smaller.distill import Distillation, alone, distil, student_of
+from inferd_training.smaller.distill import Distillation, alone, distil, student_of, taught
 from inferd_training.smaller.finetune import CALIBRATION_ROWS, finetune, quantised
 from inferd_training.smaller.parent import Parent
 from inferd_training.smaller.prune import Pruning, prune
 from inferd_training.smaller.successor import Successor, Target, conclude, figures, probabilities
+from inferd_training.smaller.widths import MULTIPLE
 from inferd_training.stages import Tell
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ DISTIL_EPOCHS = 3
 the CNN itself had, it is no better than without its teacher."""
 
 DISTIL_RATE = 2.0
-"""Of the family's learning rate. The teacher keeps the student from fitting its images too closely, so that it can
+"""Of the family's learning rate. The teacher keeps the student from fitting its examples too closely, so that it can
 learn faster: in the same measurement a validation accuracy of 0.915 against 0.911 at the family's own rate."""
 
 FINETUNE_EPOCHS = 2
@@ -80,28 +81,37 @@ def family_of(name: str) -> Family:
     return FAMILIES[name]
 
 
-def prune_run(request: Request, pruning: Pruning, *, tell: Tell) -> dict[str, Any]:
+def prune_run(request: Request, pruning: Pruning, distillation: Distillation, *, tell: Tell) -> dict[str, Any]:
     """Prunes a run's model and writes the new run; gives its report.
 
+    While it is trained on, its parent's answers count as `distillation` says; without a weight they are not asked for.
     Raises ModelError, DataError, or AccuracyError where the gate refuses the model.
     """
+    distillation.check()
     parent = request.parent(tell)
     chosen = request.settings(family_of(parent.family))
     preprocessing = parent.run.preprocessing
-    made = prune(
-        parent.model,
-        fit.examples(parent.fitted, preprocessing),
-        fit.examples(parent.validation, preprocessing),
-        chosen,
-        pruning,
-        progress=Bars(tell),
-        tell=tell,
-    )
+    parts = (parent.fitted, parent.validation)
+    fitted, validation = (fit.examples(part, preprocessing) for part in parts)
+    pruning.check(chosen.epochs)
+    answers = None
+    if distillation.alpha:
+        tell("asking the parent")
+        answers = [probabilities(parent.model, preprocessing, part) for part in parts]
+
+    def train(model: keras.Model, current: fit.Settings) -> fit.Trained:
+        if answers is None:
+            return fit.fit(model, fitted, validation, current, Bars(tell))
+        known = (answers[0], answers[1])
+        return taught(model, fitted, validation, known, current, distillation, progress=Bars(tell))
+
+    made = prune(parent.model, fitted, chosen, pruning, train, tell=tell)
     details = {
         "layers": {name: {"before": before, "after": after} for name, (before, after) in made.widths.items()},
         "left": dict(made.left),
     }
-    successor = Successor("prune", made.trained, parent.family, preprocessing, chosen, asdict(pruning), details)
+    settings = {**asdict(pruning), **(asdict(distillation) if answers else {})}
+    successor = Successor("prune", made.trained, parent.family, preprocessing, chosen, settings, details)
     return conclude(parent, successor, request.target, request.data_folder, tell)
 
 
@@ -109,7 +119,7 @@ def finetune_run(request: Request, *, tell: Tell) -> dict[str, Any]:
     """Fine-tunes a run's model for INT8 and writes the new run; gives its report.
 
     Besides the plain models' figures the report has the accuracies of both with rounding to 8 bits, the ranges of the
-    activations taken from the same images. Raises as `prune_run` does.
+    activations taken from the same examples. Raises as `prune_run` does.
     """
     parent = request.parent(tell)
     chosen = request.settings(family_of(parent.family), FINETUNE_EPOCHS, FINETUNE_RATE)
@@ -139,16 +149,20 @@ def finetune_run(request: Request, *, tell: Tell) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """Who learns: a model of the family of that name, else one like the teacher at `width` of its channels."""
+    """Who learns: a model of the family of that name, else one like the teacher at `width` of its channels.
+
+    They are rounded to a whole `multiple` in each layer.
+    """
 
     family: str | None = None
     width: float = 0.5
+    multiple: int = MULTIPLE
 
     def build(self, parent: Parent) -> keras.Model:
         """The student with fresh weights. Raises ModelError."""
         if self.family is not None:
             return family_of(self.family).build(len(parent.labels))
-        return student_of(parent.model, self.width)
+        return student_of(parent.model, self.width, self.multiple)
 
     def preprocessing(self, parent: Parent) -> Mapping[str, Scaling]:
         """What raw inputs undergo before it."""
@@ -156,7 +170,9 @@ class Student:
 
     def as_json(self) -> dict[str, Any]:
         """What the report says of it."""
-        return {"width": self.width} if self.family is None else {"student": self.family}
+        if self.family is not None:
+            return {"student": self.family}
+        return {"width": self.width, "multiple": self.multiple}
 
 
 def distil_run(
@@ -171,8 +187,12 @@ def distil_run(
     if student.family is not None:
         family_of(student.family)
     parent = request.parent(tell)
-    name = student.family or parent.family
-    family = family_of(name)
+    family = family_of(student.family or parent.family)
+    taught = family_of(parent.family).kind
+    if family.kind != taught:
+        raise ModelError(
+            f"the family '{family.name}' takes {family.kind.name}, and its teacher {taught.name}: choose another one"
+        )
     chosen = request.settings(family, DISTIL_EPOCHS * family.epochs, DISTIL_RATE)
     preprocessing = student.preprocessing(parent)
     parts = (parent.fitted, parent.validation)
@@ -199,5 +219,5 @@ def distil_run(
             "comparison": compare(found[0].predicted, found[1].predicted, parent.test.truth, parent.labels).as_json(),
         }
     settings = {**asdict(distillation), **student.as_json()}
-    successor = Successor("distill", trained, name, preprocessing, chosen, settings, details)
+    successor = Successor("distill", trained, family.name, preprocessing, chosen, settings, details)
     return conclude(parent, successor, request.target, request.data_folder, tell)

@@ -1,4 +1,4 @@
-"""The run that is made smaller: its model, and the images that it was fitted to, validated on and tested on."""
+"""The run that is made smaller: its model, and the examples that it was fitted to, validated on and tested on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parent:
-    """`seed` is the one that held the validation images out: none of the model's descendants may have seen them."""
+    """`seed` is the one that held the validation examples out: none of the model's descendants may have seen them."""
 
     run: runs.Run
     model: keras.Model
@@ -45,7 +45,7 @@ def load(folder: Path, *, data_folder: Path | None = None, tell: stages.Tell) ->
     try:
         seed = int(run.training.get("split_seed", run.training["settings"]["seed"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder} does not say by which seed its images were held out: train it again") from error
+        raise ModelError(f"{folder} does not say by which seed its examples were held out: train it again") from error
     data = stages.data_of(run, data_folder, tell)
     model = models.load(run.model)
     described = models.signature(model)

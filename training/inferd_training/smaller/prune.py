@@ -15,20 +15,24 @@ from numpy.typing import NDArray
 from inferd_training import fit
 from inferd_training.errors import ModelError
 from inferd_training.fit import Examples
-from inferd_training.progress import Progress
 from inferd_training.smaller import channels as channels_of
 from inferd_training.smaller.importance import MEASURES, TAYLOR, by_norm, by_taylor
+from inferd_training.smaller.widths import MULTIPLE, check_multiple, remaining
 
 STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """How to prune: the share of channels that go, in 0..1 without the ends, in how many steps, by which measure."""
+    """How to prune: the share of channels that go, in 0..1 without the ends, in how many steps, by which measure.
+
+    What is left of a layer is a whole `multiple` of channels.
+    """
 
     sparsity: float
-    steps: int
-    importance: str
+    steps: int = STEPS
+    importance: str = TAYLOR
+    multiple: int = MULTIPLE
 
     def check(self, epochs: int) -> None:
         """Raises ModelError for what cannot be done in so many epochs."""
@@ -41,6 +45,7 @@ class Pruning:
             )
         if self.importance not in MEASURES:
             raise ModelError(f"'{self.importance}' is no measure of importance: choose from {', '.join(MEASURES)}")
+        check_multiple(self.multiple)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,19 +57,24 @@ class Pruned:
     left: Mapping[str, str]
 
 
+Train = Callable[[keras.Model, fit.Settings], fit.Trained]
+"""Trains a model on by some settings."""
+
+
 def prune(
     model: keras.Model,
     fitted: Examples,
-    validation: Examples,
     chosen: fit.Settings,
     pruning: Pruning,
+    train: Train,
     *,
-    progress: Progress | None = None,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> Pruned:
     """Prunes a classifier and trains it on, an epoch after each step and the rest of the epochs after the last.
 
-    Raises ModelError where no layer can be pruned, the share is too small to take a channel, or the loss is not finite.
+    `fitted` is what `train` fits it to; some of it tells which channels matter.
+
+    Raises ModelError where no layer can be pruned, or the share is too small to take a channel.
     """
     pruning.check(chosen.epochs)
     fit.seed_all(chosen.seed)
@@ -73,22 +83,26 @@ def prune(
         reasons = "; ".join(f"'{name}': {reason}" for name, reason in found.left.items()) or "it has no layers"
         raise ModelError(f"no layer of the model can be pruned ({reasons}): distil it instead")
     before = {entry.layer: entry.width for entry in found.prunable}
-    after = {name: remaining(width, pruning.sparsity) for name, width in before.items()}
+    after = _left_of(before, pruning.sparsity, pruning)
     if after == before:
         raise ModelError(
             f"the sparsity {pruning.sparsity} takes no channel of layers with {', '.join(map(str, before.values()))}: "
-            "ask for more"
+            f"ask for more, or for other multiples than of {pruning.multiple}"
         )
     steps: list[fit.Trained] = []
     for number, share in enumerate(shares(pruning.sparsity, pruning.steps), start=1):
-        widths = {name: remaining(width, share) for name, width in before.items()}
-        model = smaller(model, widths, pruning, chosen, fitted)
+        model = smaller(model, _left_of(before, share, pruning), pruning, chosen, fitted)
         tell(f"step {number} of {pruning.steps}: {share:.0%} of the channels gone, {model.count_params()} parameters")
         epochs = 1 if number < pruning.steps else chosen.epochs - pruning.steps + 1
-        steps.append(fit.fit(model, fitted, validation, replace(chosen, epochs=epochs), progress))
+        steps.append(train(model, replace(chosen, epochs=epochs)))
+        model = steps[-1].model
     history = {name: [value for step in steps for value in step.history[name]] for name in steps[0].history}
     trained = fit.Trained(model, history, sum(step.seconds for step in steps))
     return Pruned(trained, {name: (before[name], after[name]) for name in before}, found.left)
+
+
+def _left_of(widths: Mapping[str, int], share: float, pruning: Pruning) -> dict[str, int]:
+    return {name: remaining(width, share, pruning.multiple) for name, width in widths.items()}
 
 
 def smaller(
@@ -107,11 +121,6 @@ def smaller(
 def most(importance: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     """The `count` channels that matter most, in ascending order of their indices; of equals, the first."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])
-
-
-def remaining(width: int, share: float) -> int:
-    """How many of `width` channels are left when that share of them is gone: at least one."""
-    return max(1, round(width * (1 - share)))
 
 
 def shares(sparsity: float, steps: int) -> list[float]:

@@ -32,7 +32,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the new run goes, and what it may cost: points of accuracy on the test images. `keep`: write it anyway."""
+    """Where the new run goes, and how many points of accuracy it may lose. `keep`: it is written whatever it loses."""
 
     output: Path
     max_accuracy_drop: float
@@ -62,7 +62,7 @@ class Successor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Figures:
-    """What a model costs and how well it answers: shares in 0..1, and the classes that it gives the test images."""
+    """What a model costs and how well it answers: shares in 0..1, and the classes that it gives the test examples."""
 
     cost: Cost
     validation_accuracy: float
@@ -86,7 +86,7 @@ def probabilities(model: keras.Model, preprocessing: Mapping[str, Scaling], part
 
 
 def figures(model: keras.Model, preprocessing: Mapping[str, Scaling], parent: Parent) -> Figures:
-    """Measures a model on the parent's validation and test images. Raises ModelError for answers that are none."""
+    """Measures a model on the parent's validation and test examples. Raises ModelError for answers that are none."""
     validation, test = (probabilities(model, preprocessing, part) for part in (parent.validation, parent.test))
     return Figures(
         cost=cost(model),
@@ -101,7 +101,7 @@ def conclude(parent: Parent, made: Successor, target: Target, data_folder: Path 
 
     Raises AccuracyError where the gate refuses the model and it is not to be kept.
     """
-    tell("comparing both models on the test images")
+    tell("comparing both models on the test examples")
     before = figures(parent.model, parent.run.preprocessing, parent)
     after = figures(made.trained.model, made.preprocessing, parent)
     comparison = compare(before.predicted, after.predicted, parent.test.truth, parent.labels)
@@ -156,7 +156,8 @@ def _write(
 ) -> None:
     # What the parent's document says of the data is as true of this run, in whatever form it is.
     document = json.loads((parent.run.folder / runs.RUN).read_text(encoding="utf-8"))
-    (labelled,) = models.signature(made.trained.model).outputs
+    described = models.signature(made.trained.model)
+    (taken,), (labelled,) = described.inputs, described.outputs
     with hidden_folder(output.parent) as scratch:
         new = scratch / "run"
         new.mkdir()
@@ -166,6 +167,8 @@ def _write(
         document |= {
             "model_sha256": sha256(new / runs.MODEL),
             "labels": {labelled.name: list(parent.labels)},
+            # By the name of the only input, which a student of another family may call otherwise.
+            "tokeniser": dict(zip((taken.name,), parent.run.tokeniser.values(), strict=False)),
             "training": training,
         }
         if made.preprocessing is not parent.run.preprocessing:
@@ -187,7 +190,7 @@ def table(report: Mapping[str, Any]) -> str:
     found = Comparison(**report["comparison"])
     lines.append(
         f"test accuracy {-found.drop:+.2f} points, 95 % interval {-found.high:+.2f} to {-found.low:+.2f}; both give "
-        f"{found.agreement:.2%} of the images the same class"
+        f"{found.agreement:.2%} of the examples the same class"
     )
     lines.append(f"the class that changed for the worst: {found.worst_label}, recall {found.worst_change:+.2f} points")
     if report["gate"]["reason"]:
