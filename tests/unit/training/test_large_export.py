@@ -1,5 +1,6 @@
 """Models whose weights lie in a file of their own: exported, verified, published; told apart from what was swapped."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import onnxruntime as ort
 import pytest
 from inferd_protocol.artefact import MODEL_FILE, REPORT_FILE, WEIGHTS_FILE
 from inferd_protocol.external_data import data_files
+from inferd_training import models
 from inferd_training.errors import ExportError, PublishError, VerificationError
-from inferd_training.export import weights
+from inferd_training.export import convert, locate, weights
 from inferd_training.export.pipeline import Job, export, verify
 from inferd_training.files import sha256
 from inferd_training.publish import publish
@@ -104,6 +106,46 @@ def test_models_of_every_kind_in_the_way_for_large_ones(kind: str, tmp_path: Pat
     keras_models.MODELS[kind]().save(tmp_path / "model.keras")
     export(Job(tmp_path / "model.keras", external_from=1), tmp_path / "out")
     verify(tmp_path / "out", keras_model=tmp_path / "model.keras")
+
+
+def widths(model: keras.Model, constant_bytes: int) -> list[int]:
+    """The sizes of the weights that are inputs during a conversion, in bytes."""
+    return [models.bytes_of(weight) for weight in convert._large_weights(model, constant_bytes)]
+
+
+def test_the_largest_weights_stay_out_of_a_conversion_until_the_rest_is_small() -> None:
+    model = dense()
+    kernels = [64 * 32 * 4, 24 * 64 * 4]
+    everything = models.weight_bytes(model)
+    assert widths(model, everything) == []
+    assert widths(model, everything - 1) == kernels[:1]
+    assert widths(model, everything - kernels[0] - 1) == kernels
+    # Biases are worth no input.
+    assert widths(model, 0) == kernels
+    assert widths(model, convert.MOST_CONSTANT_BYTES) == []
+
+
+def test_a_wide_lstm_is_no_loop_beside_weights_that_stay_out() -> None:
+    tokens = keras.Input((6,), dtype="int32", name="tokens")
+    hidden = layers.Embedding(100, 64, name="table")(tokens)
+    model = keras.Model(tokens, layers.Dense(2, name="y")(layers.LSTM(32, name="memory")(hidden)))
+    assert widths(model, 1) == [100 * 64 * 4]
+    operators = [node.op_type for node in convert.convert(model, {}, constant_bytes=1).graph.node]
+    assert operators.count("LSTM") == 1
+    assert "Loop" not in operators
+
+
+def test_a_faulty_layer_is_named_where_weights_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "convert", functools.partial(convert.convert, constant_bytes=1))
+    monkeypatch.setattr(locate, "save", functools.partial(weights.save, external_from=1))
+    model = dense()
+    kernel, bias = model.layers[0].get_weights()
+    model.layers[0].set_weights([np.full_like(kernel, np.nan), bias])
+    said = locate.first_faulty_layer(model, {"x": np.ones((3, 24), np.float32)}, {})
+    assert said.startswith(f"the layer '{model.layers[0].name}' is the first whose output")
+    model.layers[0].set_weights([kernel, bias])
+    said = locate.first_faulty_layer(model, {"x": np.ones((3, 24), np.float32)}, {})
+    assert said.startswith("every layer of a fresh conversion agrees")
 
 
 def test_it_is_published_whole(large: Path, tmp_path: Path) -> None:

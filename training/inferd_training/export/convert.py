@@ -20,6 +20,9 @@ from inferd_training.families.family import Scaling
 OPSET = 17
 """One below the newest that tf2onnx 1.17 writes: nothing in these graphs gains from 18, and more tools read 17."""
 
+MOST_CONSTANT_BYTES = 32 * 1024 * 1024
+"""Of the weights that are converted as constants: tf2onnx takes up to 56 bytes for each of them, 1.8 GB in all."""
+
 _LEAST_OUTSIDE = 1024
 """Bytes of a weight that is worth an input of its own: converters look into small ones."""
 
@@ -30,15 +33,19 @@ BATCH = "batch"
 
 
 def convert(
-    model: keras.Model, preprocessing: Mapping[str, Scaling], opset: int = OPSET, *, large: bool = False
+    model: keras.Model,
+    preprocessing: Mapping[str, Scaling],
+    opset: int = OPSET,
+    *,
+    constant_bytes: int = MOST_CONSTANT_BYTES,
 ) -> onnx.ModelProto:
     """The model in ONNX: its inputs and outputs under the names and in the order of `models.signature`.
 
     Inputs named in `preprocessing` take raw values of the declared dtype and are scaled inside the graph. Axis 0 of
-    every input and output is free, and named `batch`. The weights of a `large` model are the function's inputs while it
-    is traced and converted, and become initializers at the end: TensorFlow's own graph is a protobuf message too, with
-    its limit of 2 GB, and tf2onnx copies each constant some thirty times. Raises ExportError where tf2onnx cannot
-    convert the model, and ModelError as `models.signature` does.
+    every input and output is free, and named `batch`. The largest weights, until those left have `constant_bytes`, are
+    the function's inputs while it is traced and converted, and become initializers at the end: TensorFlow's own graph
+    is a protobuf message too, with its limit of 2 GB, and tf2onnx copies each constant some thirty times. Raises
+    ExportError where tf2onnx cannot convert the model, and ModelError as `models.signature` does.
     """
     described = models.signature(model)
     unknown = sorted(set(preprocessing) - {tensor.name for tensor in described.inputs})
@@ -54,7 +61,7 @@ def convert(
         for i, (tensor, scaling) in enumerate(zip(described.inputs, scalings, strict=True))
     ]
 
-    outside = _large_weights(model) if large else []
+    outside = _large_weights(model, constant_bytes)
     arguments += [
         tf.TensorSpec(weight.shape, weight.dtype, name=f"inferd_weight_{i}") for i, weight in enumerate(outside)
     ]
@@ -81,12 +88,22 @@ def convert(
     return proto
 
 
-def _large_weights(model: keras.Model) -> list[keras.Variable]:
-    return [
-        weight
-        for weight in model.weights
-        if weight.dtype in _OUTSIDE_DTYPES and models.bytes_of(weight) >= _LEAST_OUTSIDE
-    ]
+def _large_weights(model: keras.Model, constant_bytes: int) -> list[keras.Variable]:
+    """The largest weights, until those left have `constant_bytes`; an LSTM layer's are never among them.
+
+    tf2onnx makes ONNX's own LSTM of constants alone, and a Loop of anything else.
+    """
+    lstm = {
+        id(weight) for layer in models.layers(model) if isinstance(layer, keras.layers.LSTM) for weight in layer.weights
+    }
+    left, chosen = models.weight_bytes(model), []
+    for weight in sorted(model.weights, key=models.bytes_of, reverse=True):
+        if left <= constant_bytes or models.bytes_of(weight) < _LEAST_OUTSIDE:
+            break
+        if weight.dtype in _OUTSIDE_DTYPES and id(weight) not in lstm:
+            chosen.append(weight)
+            left -= models.bytes_of(weight)
+    return chosen
 
 
 def _bring_in(graph: onnx.GraphProto, weights: list[keras.Variable]) -> None:

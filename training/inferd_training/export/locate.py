@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
 from inferd_training import models
 from inferd_training.errors import TrainingError
 from inferd_training.export.convert import convert
 from inferd_training.export.runtime import Runtime
+from inferd_training.export.weights import save
 from inferd_training.families.family import Scaling
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def first_faulty_layer(model: keras.Model, raw: models.Arrays, preprocessing: Ma
         expected = models.predict(probe, few, _ROWS, preprocessing)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "probe.onnx"
-            onnx.save(convert(probe, preprocessing), path)
+            save(convert(probe, preprocessing), path)
             found = Runtime(path).run(few, _ROWS)
     except TrainingError as error:
         return f"its layers cannot be compared ({error})"

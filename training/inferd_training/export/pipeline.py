@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from inferd_training import models
 from inferd_training.errors import ExportError, VerificationError
 from inferd_training.evaluate import evaluate
-from inferd_training.export.convert import OPSET, convert
+from inferd_training.export.convert import MOST_CONSTANT_BYTES, OPSET, convert
 from inferd_training.export.golden import check_golden, write_golden
 from inferd_training.export.locate import first_faulty_layer
 from inferd_training.export.metadata import annotate, preprocessing_of, versions
@@ -78,7 +78,9 @@ def _export_into(job: Job, folder: Path, tell: Callable[[str], None]) -> dict[st
     model = models.load(job.model)
     samples = job.samples(raw_inputs(model, job.preprocessing))
     tell("converting")
-    proto = convert(model, job.preprocessing, job.opset, large=models.weight_bytes(model) >= job.external_from)
+    # Where weights are to lie outside of a small model, they are kept out of its conversion too.
+    constant_bytes = min(MOST_CONSTANT_BYTES, job.external_from)
+    proto = convert(model, job.preprocessing, job.opset, constant_bytes=constant_bytes)
     tell(f"computing Keras's answers on {samples.description}")
     reference = Reference(model, job.preprocessing, samples)
     metrics = _metrics(job, samples, reference)
