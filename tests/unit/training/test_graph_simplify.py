@@ -366,6 +366,16 @@ def test_a_model_whose_answers_cannot_be_had(text: str, reason: str) -> None:
     assert reason in after.notes[0]
 
 
+def test_a_picture_of_any_size_is_tried_with_a_larger_one() -> None:
+    proto = parse(
+        """g (float[batch, 1, height, width] x) => (float[batch, 1, h, w] y)
+            { a = MaxPool<kernel_shape = [16, 16]>(x)  b = Conv<kernel_shape = [1, 1]>(a, k)  y = Mul(b, s) }""",
+        k=normal(1, 1, 1, 1),
+        s=2.0,
+    )
+    assert operators(simplify(proto).proto) == ["MaxPool", "Conv"]
+
+
 def test_a_fixed_batch() -> None:
     proto = parse(
         "g (float[4, 3] x) => (float[4, 2] y) { a = Mul(x, s)  y = MatMul(a, w) }", s=normal(4, 1), w=normal(3, 2)
