@@ -12,7 +12,7 @@ from inferd_training.optimise.judge import ORIGINAL, HeldOut, choose, judge
 from inferd_training.optimise.quantise import Calibration
 from inferd_training.optimise.report import pareto, table
 from inferd_training.optimise.rows import of_files
-from inferd_training.optimise.variants import named, pool_first
+from inferd_training.optimise.variants import cut_off, named, pool_first
 from onnx import helper
 from optimise_models import classifier, images, labels
 
@@ -46,6 +46,30 @@ def test_a_relu_that_others_read_stays_where_it_is() -> None:
     proto = classifier()
     proto.graph.output.append(helper.make_tensor_value_info("relu", onnx.TensorProto.FLOAT, None))
     assert pool_first(proto)[1] == 0
+
+
+def test_what_a_relu_cuts_off_is_found_through_the_pool() -> None:
+    moved, _ = pool_first(classifier())
+    pool, relu = (next(node for node in moved.graph.node if node.op_type == kind) for kind in ("MaxPool", "Relu"))
+    assert cut_off(moved) == dict.fromkeys([pool.input[0], relu.input[0]], relu.output[0])
+    # What others read as well is needed whole, and so is what it is made of.
+    moved.graph.output.append(helper.make_tensor_value_info(pool.input[0], onnx.TensorProto.FLOAT, None))
+    assert cut_off(moved) == {relu.input[0]: relu.output[0]}
+    moved.graph.output.append(helper.make_tensor_value_info(relu.input[0], onnx.TensorProto.FLOAT, None))
+    assert cut_off(moved) == {}
+
+
+@pytest.mark.parametrize("method", list(Calibration))
+def test_no_step_of_int8_is_spent_on_what_a_relu_cuts_off(method: Calibration) -> None:
+    moved, _ = pool_first(named(classifier()))
+    convolution = next(node for node in moved.graph.node if node.op_type == "Conv")
+    ranges = quantise.calibrate(moved, {"image": images(64)}, method, [convolution.name])
+    low, high = ranges[convolution.output[0]].range_value
+    assert low == 0 < high
+    made = quantise.static(moved, ranges, [convolution.name])
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    assert values[f"{convolution.output[0]}_zero_point"] == 0
+    assert values[f"{convolution.output[0]}_scale"] == pytest.approx(high.item() / 255)
 
 
 def test_every_node_gets_a_name_of_its_own() -> None:

@@ -25,6 +25,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import IntegerOpsRegistry, QDQRegistry
 
 from inferd_training.errors import OptimiseError
+from inferd_training.optimise.variants import RISING, cut_off
 
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"})
 """Operators that say a model is INT8 already."""
@@ -68,6 +69,8 @@ def calibrate(
     """The ranges of a model's tensors over the calibration rows, [rows, ...] by input name.
 
     Of `nodes` and all others of their operators, where some are given: a histogram of each tensor takes its time.
+    What a Relu or Clip would cut off is in no range: steps are finer so, and as the function then changes nothing that
+    the quantisation has not, ONNX Runtime drops it, with a conversion from one range to the other.
 
     Raises OptimiseError where the rows, or what the model makes of them, are not finite.
     """
@@ -81,7 +84,7 @@ def calibrate(
         onnx.save(proto, path)
         calibrator = create_calibrator(
             path,
-            sorted({node.op_type for node in proto.graph.node if node.name in nodes}) or None,
+            sorted(RISING.union(node.op_type for node in proto.graph.node if node.name in nodes)) if nodes else None,
             augmented_model_path=str(Path(scratch) / "augmented.onnx"),
             calibrate_method=_METHODS[method],
         )
@@ -95,6 +98,9 @@ def calibrate(
         low, high = data.range_value
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise OptimiseError(f"the tensor '{name}' is not finite on the calibration rows: INT8 has no range for it")
+    for name, left in cut_off(proto).items():
+        if name in found and left in found:
+            found[name] = found[left]
     return found
 
 
