@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 
@@ -77,6 +78,17 @@ def nested() -> keras.Model:
     return keras.Model(value, layers.Dense(2, name="score")(inner(value)))
 
 
+def preprocessing() -> keras.Model:
+    """What layers of Keras's own do to raw pixels, by constants that are no weights, some of them long."""
+    statistics = {"mean": [0.4, 0.3, 0.2], "variance": [0.2, 0.1, 0.3]}
+    picture = keras.Input((8, 8, 3), name="picture")
+    hidden = layers.Normalization(**statistics)(layers.Rescaling(1 / 255)(picture))
+    hidden = layers.RandomFlip()(layers.CenterCrop(6, 6)(hidden))
+    adapted = layers.Normalization()
+    adapted.adapt(np.random.default_rng(0).normal(size=(50, 6 * 6 * 3)).astype(np.float32))
+    return keras.Model(picture, layers.Dense(3, name="score")(adapted(layers.Flatten()(hidden))))
+
+
 MODELS = {
     "dense": dense,
     "several": several,
@@ -86,4 +98,5 @@ MODELS = {
     "states": states,
     "transformer": transformer,
     "sequential": sequential,
+    "preprocessing": preprocessing,
 }

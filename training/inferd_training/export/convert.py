@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import keras
 import onnx
 import tensorflow as tf
 import tf2onnx
+from numpy.typing import NDArray
 
 from inferd_training import models
 from inferd_training.errors import ExportError
@@ -76,6 +78,7 @@ def convert(
 
     try:
         traced = tf.function(served, input_signature=arguments, autograph=False)
+        captured = traced.get_concrete_function().graph.captures
         proto, _ = tf2onnx.convert.from_function(traced, input_signature=arguments, opset=opset)
     except Exception as error:  # tf2onnx and TensorFlow raise many types; each means that there is no graph.
         raise ExportError(
@@ -83,7 +86,10 @@ def convert(
         ) from error
     if not isinstance(proto, onnx.ModelProto):
         raise ExportError("tf2onnx gave no model")
-    _bring_in(proto.graph, outside)
+    # Layers hold constants too that are no variables (what a Normalization adapted to): tf2onnx makes inputs of them.
+    found = {inner.name: outer.numpy() for outer, inner in captured if outer.dtype != tf.resource}
+    found |= {f"inferd_weight_{i}": weight.numpy() for i, weight in enumerate(outside)}
+    _bring_in(proto.graph, found)
     _restore_names(proto.graph, described)
     return proto
 
@@ -106,15 +112,11 @@ def _large_weights(model: keras.Model, constant_bytes: int) -> list[keras.Variab
     return chosen
 
 
-def _bring_in(graph: onnx.GraphProto, weights: list[keras.Variable]) -> None:
-    """Makes initializers of the inputs that stand for weights."""
-    ends = {end.name: end for end in graph.input}
-    for number, weight in enumerate(weights):
-        end = ends.get(f"inferd_weight_{number}")
-        # A weight without effect on any output has no input either.
-        if end is not None:
-            graph.initializer.append(onnx.numpy_helper.from_array(weight.numpy(), end.name))
-            graph.input.remove(end)
+def _bring_in(graph: onnx.GraphProto, values: Mapping[str, NDArray[Any]]) -> None:
+    """Makes initializers of the inputs that stand for values known now; one without effect on any output is none."""
+    for end in [end for end in graph.input if end.name in values]:
+        graph.initializer.append(onnx.numpy_helper.from_array(values[end.name], end.name))
+        graph.input.remove(end)
 
 
 def _scaled(raw: tf.Tensor, scaling: Scaling | None) -> tf.Tensor:
