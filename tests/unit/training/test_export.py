@@ -61,6 +61,7 @@ def test_models_of_every_kind(kind: str, save: Save, tmp_path: Path) -> None:
         ),
         "transformer": ({"tokens": ["batch", "tokens_axis1"]}, {"logits": ["batch", "logits_axis1", 11]}),
         "sequential": ({"picture": ["batch", 8, 8, 1]}, {"score": ["batch", 3]}),
+        "preprocessing": ({"picture": ["batch", 8, 8, 3]}, {"score": ["batch", 3]}),
     }[kind]
     if kind == "by_name":
         assert (list(inputs), list(outputs)) == ([t.name for t in model.inputs], model.output_names)
