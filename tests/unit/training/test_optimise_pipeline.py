@@ -50,7 +50,7 @@ def test_the_winner_is_an_export_that_is_published_and_served(tmp_path: Path, ro
     assert found["parent_sha256"] == json.loads((export / "report.json").read_text())["model"]["sha256"]
     names = [candidate["name"] for candidate in found["candidates"]]
     assert names[0] == "original"
-    assert {"graph", "INT8 everywhere", "INT8 dynamic", "smaller", "smaller graph"} <= set(names)
+    assert {"graph", "INT8 everywhere", "INT8 dynamic, per channel", "smaller", "smaller graph"} <= set(names)
     assert found["chosen"] != "original"
     assert any(note.startswith("FP16: skipped") for note in found["notes"])
     proto = onnx.load(folder / "model.onnx")

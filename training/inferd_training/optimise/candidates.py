@@ -140,20 +140,34 @@ class Workshop:
         if not nodes:
             self.notes.append(f"{prefix}dynamic INT8: the model has no node that it can take")
             return []
+        made = list[Candidate]()
+        ways = {"per channel": True, "per tensor": False}
         try:
-            everything = quantise.dynamic(plain, nodes)
+            for way, per_channel in ways.items():
+                how = f"dynamic INT8 of {len(nodes)} nodes, weights {way}"
+                everything = quantise.dynamic(plain, nodes, per_channel=per_channel)
+                made.append(Candidate(f"{prefix}INT8 dynamic, {way}", everything, how, (), nodes))
         except OptimiseError as error:
             self.notes.append(f"{prefix}dynamic INT8: skipped: {error}")
             return []
-        how = f"dynamic INT8 of {len(nodes)} nodes, weights per channel"
-        made = [Candidate(f"{prefix}INT8 dynamic", everything, how, (), nodes)]
-        found, _ = self._search(plain, plain, nodes, functools.partial(quantise.dynamic, plain))
+        # ONNX Runtime's LSTM scales by channel one value at a time: which way is faster depends on the operators.
+        one, other = (sessions.load(candidate.proto, self.threads) for candidate in made)
+        gained = sessions.gains(one, other, self._feeds(one), _ROUNDS)
+        way, per_channel = list(ways.items())[sessions.overall(gained) > 1]
+        build = functools.partial(quantise.dynamic, plain, per_channel=per_channel)
+        found, _ = self._search(plain, plain, nodes, build)
         self._note_time(prefix, found)
         if found.nodes and found.nodes != frozenset(nodes):
-            how = f"dynamic INT8 of {len(found.nodes)} of {len(nodes)} nodes, weights per channel"
-            mixed = quantise.dynamic(plain, found.nodes)
+            how = f"dynamic INT8 of {len(found.nodes)} of {len(nodes)} nodes, weights {way}"
+            mixed = build(found.nodes)
             made.append(Candidate(f"{prefix}INT8 dynamic, mixed", mixed, how, found.moves, tuple(sorted(found.nodes))))
         return made
+
+    def _feeds(self, session: sessions.Session) -> Mapping[int, sessions.Feed]:
+        """The batches that a search times: of those that one run of this model is short enough for, or the smallest."""
+        feeds = sessions.feeds(self.samples)
+        quick = {rows: feed for rows, feed in feeds.items() if session.seconds(feed, 1) <= _LONGEST_RUN_SECONDS}
+        return quick or dict([min(feeds.items())])
 
     def _search(
         self,
@@ -163,10 +177,8 @@ class Workshop:
         build: Callable[[frozenset[str]], onnx.ModelProto],
     ) -> tuple[Found, float]:
         """The best set of nodes, and how many times as good as `plain` it is: in time, and a little in size."""
-        feeds = sessions.feeds(self.samples)
         plain_session = sessions.load(plain, self.threads)
-        quick = {rows: feed for rows, feed in feeds.items() if plain_session.seconds(feed, 1) <= _LONGEST_RUN_SECONDS}
-        feeds = quick or dict([min(feeds.items())])
+        feeds = self._feeds(plain_session)
         kept: dict[frozenset[str], tuple[sessions.Session, int]] = {}
 
         def loaded(chosen: frozenset[str]) -> tuple[sessions.Session, int]:

@@ -144,8 +144,11 @@ def static(proto: onnx.ModelProto, ranges: Ranges, nodes: Collection[str]) -> on
     return _with_props(made, proto)
 
 
-def dynamic(proto: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
-    """The model with these nodes' weights in INT8. Raises OptimiseError where the quantiser refuses them."""
+def dynamic(proto: onnx.ModelProto, nodes: Collection[str], *, per_channel: bool = True) -> onnx.ModelProto:
+    """The model with these nodes' weights in INT8, with a scale for each channel or one for all of a tensor.
+
+    Raises OptimiseError where the quantiser refuses them.
+    """
     types = sorted({node.op_type for node in proto.graph.node if node.name in nodes})
     with tempfile.TemporaryDirectory(prefix="inferd-quantise-") as scratch, _quiet():
         path = Path(scratch) / "model.onnx"
@@ -155,7 +158,7 @@ def dynamic(proto: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
                 path,
                 op_types_to_quantize=types,
                 nodes_to_quantize=sorted(nodes),
-                per_channel=True,
+                per_channel=per_channel,
                 weight_type=QuantType.QInt8,
             )
             made = onnx.load(path)

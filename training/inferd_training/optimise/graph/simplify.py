@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from inferd_training.optimise.graph import folding, layout, slimming
 from inferd_training.optimise.graph.admission import admit
 from inferd_training.optimise.graph.answers import NotComparable, Reference, difference, reference
+from inferd_training.optimise.graph.directions import reduce_first
 from inferd_training.optimise.graph.editor import Editor
+from inferd_training.optimise.graph.indexing import trust_indices
 from inferd_training.optimise.graph.interface import frozen, kept
 from inferd_training.optimise.graph.normalisation import fuse_normalisations
 from inferd_training.optimise.graph.recurrent import tidy_recurrent
@@ -81,6 +83,8 @@ _STAGES: tuple[tuple[str, tuple[Stage, ...]], ...] = (
     ),
     ("normalisations", (_edited(fuse_normalisations),)),
     ("recurrent layers", (_edited(tidy_recurrent),)),
+    ("directions", (_edited(reduce_first),)),
+    ("indices", (_edited(trust_indices),)),
     ("selections by a mask", (_edited(join_selections),)),
     ("layout", (_edited(layout.straighten),)),
     ("scales behind weights", (_edited(folding.fold_behind),)),
