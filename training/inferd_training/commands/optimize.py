@@ -56,6 +56,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="longest that each search for INT8 nodes takes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--runtime-graph",
+        type=Path,
+        metavar="FILE",
+        help="also write the graph that this machine's ONNX Runtime makes of the outcome, to look at: it is derived, "
+        "and for no other version or kind of machine",
+    )
     parser.add_argument("--repository", type=Path, metavar="DIR", help="publish the outcome there, as the next version")
     parser.add_argument("--name", dest="model", metavar="NAME", help="the model's name there")
 
@@ -69,6 +76,11 @@ def _run(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--min-agreement expects a share from 0 to 1, got {arguments.min_agreement}")
     if not arguments.search_seconds > 0:
         raise CommandError(f"--search-seconds expects more than 0, got {arguments.search_seconds}")
+    if arguments.runtime_graph is not None and arguments.runtime_graph.is_dir():
+        raise CommandError(f"--runtime-graph expects a file to write, {arguments.runtime_graph} is a folder")
+    from inferd_protocol.artefact import MODEL_FILE
+
+    from inferd_training.optimise.graph.runtime_graph import offline
     from inferd_training.optimise.pipeline import Job, optimise
     from inferd_training.publish import publish
 
@@ -89,6 +101,8 @@ def _run(arguments: argparse.Namespace) -> None:
     for note in report["optimisation"]["notes"]:
         print(f"note: {note}")
     print(f"chose '{report['optimisation']['chosen']}', wrote {arguments.output}")
+    if arguments.runtime_graph is not None:
+        print(f"wrote {offline(arguments.output / MODEL_FILE, arguments.runtime_graph)}")
     if arguments.repository is not None:
         print(f"published {publish(arguments.output, arguments.repository, arguments.model)}")
 

@@ -14,8 +14,8 @@ def half(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with weights and sums in FP16; inputs and outputs keep their dtypes.
 
     Raises OptimiseError where no GPU is there to run it on: a CPU computes FP16 by way of FP32, which is slower, and
-    what cannot be measured is not offered. BF16 is not made: before opset 22 ONNX has no convolution, pooling or LSTM in
-    it, and exports are of opset 17.
+    what cannot be measured is not offered. BF16 is not made: before opset 22 ONNX has no convolution, pooling or LSTM
+    in it, and exports are of opset 17.
     """
     if _GPU not in ort.get_available_providers():
         raise OptimiseError("skipped, since it pays on a GPU alone and there is none here")
