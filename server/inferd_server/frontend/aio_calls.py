@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from inferd_server.errors import ServerError
-from inferd_server.frontend.infer import Call, InferEndpoint, Metadata
+from inferd_server.frontend.call import Call, Metadata
+from inferd_server.frontend.infer import InferEndpoint
 from inferd_server.frontend.status import Status
 from inferd_server.scheduling.scheduler import Scheduler
 

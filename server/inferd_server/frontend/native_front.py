@@ -26,8 +26,9 @@ from pygrpc_native import EVENT_CALL, NativeGrpcFront
 from inferd_server.background import run_in_background
 from inferd_server.config import ServerConfig
 from inferd_server.errors import ConfigurationError, Draining, MessageTooLarge, ServerError
+from inferd_server.frontend.call import Call, Metadata
 from inferd_server.frontend.grpc_server import GrpcServer, taken, target
-from inferd_server.frontend.infer import Call, InferEndpoint, Metadata
+from inferd_server.frontend.infer import InferEndpoint
 from inferd_server.frontend.status import Status, status_of
 from inferd_server.scheduling.scheduler import Scheduler
 

@@ -33,7 +33,7 @@ from opentelemetry.trace import Status as SpanStatus
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from inferd_server.core.description import SERVER_NAME, server_version
-from inferd_server.frontend.infer import Metadata
+from inferd_server.frontend.call import Metadata
 from inferd_server.frontend.sampling import Sampler, Sampling
 from inferd_server.observability.failures import CANCELLED, reason_of
 from inferd_server.observability.statistics import Stages

@@ -7,7 +7,7 @@ from typing import Any
 
 from inferd_protocol.reasons import REASON_KEY
 from inferd_server.errors import ServerError
-from inferd_server.frontend.infer import Call
+from inferd_server.frontend.call import Call
 from inferd_server.frontend.native_front import _Intake
 from pygrpc_native import EVENT_CALL, EVENT_CANCEL
 

@@ -11,7 +11,7 @@ import pytest
 from inferd_protocol import grpc_service_pb2 as pb
 from inferd_server.errors import InvalidRequest
 from inferd_server.frontend.aio_calls import AioIntake
-from inferd_server.frontend.infer import Call
+from inferd_server.frontend.call import Call
 from inferd_server.frontend.stream import _MOST_REQUESTS, StreamInfer
 
 LIMIT = 1000
