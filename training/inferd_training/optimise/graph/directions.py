@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+from inferd_training.optimise.graph.axes import axes_of
 from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.nodes import attribute
 
@@ -31,7 +32,7 @@ def _moved(editor: Editor, reduction: onnx.NodeProto) -> bool:
     if join is None or join.op_type != "Concat" or len(join.input) != 2 or attribute(join, "axis") not in (2, -1):
         return False
     steps = _source(editor, join.input[0], 0)
-    if steps is None or _source(editor, join.input[1], 1) != steps or _axes(editor, reduction) != [_TIME]:
+    if steps is None or _source(editor, join.input[1], 1) != steps or axes_of(editor, reduction) != [_TIME]:
         return False
     shape = editor.shape(steps)
     layer = editor.producer(steps)
@@ -61,7 +62,7 @@ def _moved(editor: Editor, reduction: onnx.NodeProto) -> bool:
 def _source(editor: Editor, name: str, direction: int) -> str | None:
     """The tensor [time, 2, rows, units] whose one direction, without its axis, a tensor is."""
     squeeze = editor.producer(name)
-    if squeeze is None or squeeze.op_type != "Squeeze" or _axes(editor, squeeze) != [_DIRECTION]:
+    if squeeze is None or squeeze.op_type != "Squeeze" or axes_of(editor, squeeze) != [_DIRECTION]:
         return None
     cut = editor.producer(squeeze.input[0])
     if cut is None or cut.op_type != "Slice":
@@ -72,12 +73,3 @@ def _source(editor: Editor, name: str, direction: int) -> str | None:
     start, end, axis, *step = (int(bound.reshape(())) for bound in bounds if bound is not None)
     last = end == 1 if direction == 0 else end > 1
     return cut.input[0] if (start, axis, last) == (direction, _DIRECTION, True) and step in ([], [1]) else None
-
-
-def _axes(editor: Editor, node: onnx.NodeProto) -> list[int] | None:
-    """A node's axes: an attribute in older opsets, an input in newer ones."""
-    if len(node.input) > 1:
-        given = editor.constant(node.input[1])
-        return None if given is None else [int(axis) for axis in given.reshape(-1)]
-    axes = attribute(node, "axes")
-    return None if axes is None else [int(axis) for axis in axes]

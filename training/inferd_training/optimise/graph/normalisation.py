@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from inferd_training.optimise.graph.axes import axes_of
 from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.nodes import attribute
 
@@ -79,10 +80,7 @@ def _averaged(editor: Editor, name: str) -> str | None:
     shape = None if mean is None else editor.shape(mean.input[0])
     if mean is None or shape is None or not attribute(mean, "keepdims", 1):
         return None
-    axes = attribute(mean, "axes")
-    if axes is None and len(mean.input) > 1:
-        axes = editor.constant(mean.input[1])
-    return str(mean.input[0]) if axes is not None and list(axes) in ([-1], [len(shape) - 1]) else None
+    return str(mean.input[0]) if axes_of(editor, mean) in ([-1], [len(shape) - 1]) else None
 
 
 def _as_keras(editor: Editor, core: _Core) -> _Normalised | None:

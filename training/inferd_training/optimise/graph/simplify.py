@@ -16,6 +16,7 @@ from inferd_training.optimise.graph.directions import reduce_first
 from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.indexing import trust_indices
 from inferd_training.optimise.graph.interface import frozen, kept
+from inferd_training.optimise.graph.maxima import split_maxima
 from inferd_training.optimise.graph.normalisation import fuse_normalisations
 from inferd_training.optimise.graph.recurrent import tidy_recurrent
 from inferd_training.optimise.graph.selection import join_selections
@@ -84,6 +85,7 @@ _STAGES: tuple[tuple[str, tuple[Stage, ...]], ...] = (
     ("normalisations", (_edited(fuse_normalisations),)),
     ("recurrent layers", (_edited(tidy_recurrent),)),
     ("directions", (_edited(reduce_first),)),
+    ("largest values", (_edited(split_maxima),)),
     ("indices", (_edited(trust_indices),)),
     ("selections by a mask", (_edited(join_selections),)),
     ("layout", (_edited(layout.straighten),)),
