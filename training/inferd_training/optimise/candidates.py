@@ -147,14 +147,14 @@ class Workshop:
                 how = f"dynamic INT8 of {len(nodes)} nodes, weights {way}"
                 everything = quantise.dynamic(plain, nodes, per_channel=per_channel)
                 made.append(Candidate(f"{prefix}INT8 dynamic, {way}", everything, how, (), nodes))
+            # ONNX Runtime's LSTM scales by channel one value at a time: which way is faster depends on the operators.
+            one, other = (sessions.load(candidate.proto, self.threads) for candidate in made)
+            gained = sessions.gains(one, other, self._feeds(one), _ROUNDS)
         except OptimiseError as error:
             self.notes.append(f"{prefix}dynamic INT8: skipped: {error}")
             return []
-        # ONNX Runtime's LSTM scales by channel one value at a time: which way is faster depends on the operators.
-        one, other = (sessions.load(candidate.proto, self.threads) for candidate in made)
-        gained = sessions.gains(one, other, self._feeds(one), _ROUNDS)
-        way, per_channel = list(ways.items())[sessions.overall(gained) > 1]
-        build = functools.partial(quantise.dynamic, plain, per_channel=per_channel)
+        way = "per tensor" if sessions.overall(gained) > 1 else "per channel"
+        build = functools.partial(quantise.dynamic, plain, per_channel=ways[way])
         found, _ = self._search(plain, plain, nodes, build)
         self._note_time(prefix, found)
         if found.nodes and found.nodes != frozenset(nodes):
