@@ -1,11 +1,12 @@
 """ONNX models from a few lines of text, and what they answer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from inferd_training.optimise.graph.editor import Editor
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -65,3 +66,13 @@ def assert_same(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
 
 def normal(*shape: int, seed: int = 3) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def edited(change: Callable[[Editor], tuple[int, list[str]]], proto: onnx.ModelProto) -> tuple[int, onnx.ModelProto]:
+    """How often a change was made to a model, which it must say in a note, and the changed model, which is valid."""
+    editor = Editor(proto)
+    count, notes = change(editor)
+    assert bool(count) == bool(notes)
+    made = editor.built()
+    onnx.checker.check_model(made, full_check=True)
+    return count, made

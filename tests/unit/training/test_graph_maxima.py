@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from inferd_training.optimise.graph.editor import Editor
 from inferd_training.optimise.graph.maxima import split_maxima
-from onnx_graphs import operators, parse, run
+from onnx_graphs import edited, operators, parse, run
 
 TEXT = """
 g (float[128, batch, 3] x) => (float[batch, 3] y) {
@@ -22,27 +21,18 @@ def model(text: str = TEXT, opset: int = 17) -> onnx.ModelProto:
     return parse(text.replace("axes = [0], ", "").replace("(x)\n", "(x, axes)\n"), opset=opset, axes=np.array([0]))
 
 
-def split(proto: onnx.ModelProto) -> tuple[int, onnx.ModelProto]:
-    editor = Editor(proto)
-    count, notes = split_maxima(editor)
-    assert bool(count) == bool(notes)
-    made = editor.built()
-    onnx.checker.check_model(made, full_check=True)
-    return count, made
-
-
 @pytest.mark.parametrize("opset", [13, 17, 18])
 @pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])
 def test_it_is_the_same_to_the_bit(operator: str, opset: int) -> None:
     proto = model(TEXT.replace("ReduceMax", operator), opset)
-    count, made = split(proto)
+    count, made = edited(split_maxima, proto)
     assert (count, operators(made)) == (1, ["Reshape", operator, operator])
     for rows in (1, 5):
         values = np.random.default_rng(rows).normal(size=(128, rows, 3)).astype(np.float32)
         before, after = (run(each, {"x": values})[0] for each in (proto, made))
         assert np.array_equal(before, after)
     # What is done once is done.
-    assert split(made)[0] == 0
+    assert edited(split_maxima, made)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -58,4 +48,4 @@ def test_it_is_the_same_to_the_bit(operator: str, opset: int) -> None:
     ],
 )
 def test_anything_else_stays(text: str) -> None:
-    assert split(model(text))[0] == 0
+    assert edited(split_maxima, model(text))[0] == 0
