@@ -69,6 +69,7 @@ def test_where_nothing_is_better_the_original_stays(optimize: Optimize, tmp_path
     status, out, errors = optimize(export="int8")
     assert (status, out) == (1, "")
     assert errors[-1].startswith("inferd optimize: nothing beats the original")
+    assert "there was no candidate: the model is INT8 already (DequantizeLinear, QuantizeLinear)" in errors[-1]
     assert not (tmp_path / "out" / "model.onnx").exists()
 
 
@@ -83,15 +84,21 @@ def test_where_nothing_is_better_the_original_stays(optimize: Optimize, tmp_path
         (["--search-seconds", "nan"], "--search-seconds expects more than 0, got nan"),
         (["--runtime-graph", "{tmp}"], "--runtime-graph expects a file to write"),
         (["--max-accuracy-drop", "-1"], "an accuracy drop of -1.0 points was allowed"),
+        (["--output", "{export}"], "is an export that is looked at: give another folder for the outcome"),
+        (["--also", "{tmp}", "--output", "{tmp}"], "is an export that is looked at"),
         (["--also", "{tmp}"], "lacks model.onnx"),
         (["--evaluation", "{tmp}/none.npz"], "none.npz cannot be read as a .npz file of arrays"),
         (["--calibration", "{tmp}/none.npz"], "none.npz cannot be read as a .npz file of arrays"),
     ],
 )
-def test_mistakes_are_one_sentence(optimize: Optimize, tmp_path: Path, arguments: list[str], message: str) -> None:
-    status, out, errors = optimize(*(argument.format(tmp=tmp_path) for argument in arguments))
+def test_mistakes_are_one_sentence(
+    optimize: Optimize, folder: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    places = {"tmp": tmp_path, "export": folder / "slow"}
+    status, out, errors = optimize(*(argument.format(**places) for argument in arguments))
     assert status != 0
     assert not out
     assert message in errors[-1]
     assert not any("Traceback" in line for line in errors)
     assert not (tmp_path / "out").exists()
+    assert (folder / "slow" / "model.onnx").is_file()

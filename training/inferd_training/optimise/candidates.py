@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from inferd_training.errors import OptimiseError
 from inferd_training.optimise import quantise, sessions
+from inferd_training.optimise.graph.int8 import int8_operators
 from inferd_training.optimise.graph.simplify import simplify
 from inferd_training.optimise.half import half
 from inferd_training.optimise.quantise import Calibration, Ranges
@@ -56,10 +57,10 @@ class Workshop:
     def candidates(self, label: str, original: onnx.ModelProto) -> list[Candidate]:
         """All that is made of one model; `label` begins their names, empty for the original."""
         prefix = f"{label} " if label else ""
-        operators = {node.op_type for node in original.graph.node}
-        if operators & quantise.QUANTISED:
-            self.notes.append(f"{prefix}the model is INT8 already: it is timed as it is, and not quantised again")
-            return [Candidate(f"{label}, as it is", original, "nothing")] if label else []
+        operators = int8_operators(original)
+        if operators:
+            self.notes.append(f"{prefix}the model is INT8 already ({', '.join(operators)}): nothing is made of it")
+            return []
         simplified = simplify(original)
         self.notes.extend(f"{prefix}graph: {note}" for note in simplified.notes)
         plain = named(simplified.proto)

@@ -104,8 +104,11 @@ def judge(
     return judged
 
 
-def choose(judged: Sequence[Judged]) -> Judged:
-    """The fastest that passes. Raises OptimiseError where none is faster than the original."""
+def choose(judged: Sequence[Judged], notes: Sequence[str] = ()) -> Judged:
+    """The fastest that passes. Raises OptimiseError where none is faster than the original.
+
+    `notes` say why candidates are missing, should there be none.
+    """
     passing = [one for one in judged if not one.refused and one.candidate.name != ORIGINAL]
     best = max(passing, key=lambda one: one.speed, default=None)
     if best is None or best.speed < LEAST_GAIN:
@@ -115,8 +118,7 @@ def choose(judged: Sequence[Judged]) -> Judged:
             reasons.append(f"the fastest that is right, '{best.candidate.name}', runs {best.speed:.2f} times as fast")
         if fastest is not None:
             reasons.append(f"'{fastest.candidate.name}' ({fastest.speed:.2f}x) was refused: {fastest.refused}")
-        raise OptimiseError(
-            f"nothing beats the original by {LEAST_GAIN:g}x ({'; '.join(reasons) or 'there was no candidate'}): "
-            "serve the original"
-        )
+        if not reasons:
+            reasons = [": ".join(["there was no candidate", *(["; ".join(notes)] if notes else [])])]
+        raise OptimiseError(f"nothing beats the original by {LEAST_GAIN:g}x ({'; '.join(reasons)}): serve the original")
     return best

@@ -67,6 +67,9 @@ def optimise(job: Job, tell: Tell = lambda _line: None) -> tuple[dict[str, Any],
     DataError, VerificationError or ModelError as their makers do, and then leaves `output` as it was.
     """
     gate.check_budget(job.max_drop_points)
+    for folder in (job.export, *job.also):
+        if job.output.resolve() == folder.resolve():
+            raise OptimiseError(f"{job.output} is an export that is looked at: give another folder for the outcome")
     if job.output.exists() and not (job.output.is_dir() and holds_only(job.output, _FILES)):
         raise OptimiseError(
             f"{job.output} holds other files than an earlier optimisation's: give an empty or new folder"
@@ -104,7 +107,7 @@ def _write(
 ) -> tuple[dict[str, Any], str]:
     refusal: OptimiseError | None = None
     try:
-        chosen = judge.choose(judged)
+        chosen = judge.choose(judged, notes)
     except OptimiseError as error:
         chosen, refusal = None, error
     table = report.table(judged, chosen)

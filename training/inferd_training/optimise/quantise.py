@@ -27,9 +27,6 @@ from onnxruntime.quantization.registry import IntegerOpsRegistry, QDQRegistry
 from inferd_training.errors import OptimiseError
 from inferd_training.optimise.variants import RISING, cut_off
 
-QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"})
-"""Operators that say a model is INT8 already."""
-
 _STATIC = frozenset(QDQRegistry) - {"LayerNormalization", "BatchNormalization", "InstanceNormalization"}
 """Normalisations are left in floating point: they are cheap, and what they divide by loses most in 8 bits."""
 _DYNAMIC = frozenset(IntegerOpsRegistry) - {"Conv", "Gather", "EmbedLayerNormalization"}

@@ -10,22 +10,12 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from inferd_training.errors import OptimiseError, VerificationError
-from inferd_training.export.layers import nodes
 from inferd_training.export.structure import check_operators, check_versions
+from inferd_training.optimise.graph.int8 import int8_operators
 from inferd_training.optimise.graph.nodes import bodies
 
 _LARGEST = 2**31 - 1
 """Bytes: what protobuf can write as one message, which the checker and the runtime are given."""
-
-_QUANTISED = {
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-}
 
 _FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
@@ -37,7 +27,12 @@ def admit(proto: onnx.ModelProto) -> str | None:
     not take, an operator that no runtime has, a graph that onnx.checker refuses, weights that are not numbers.
     """
     try:
-        check_operators(proto, check_versions(proto))
+        opset = check_versions(proto)
+        # First, since INT8 may have brought in operators that are a runtime's own.
+        found = int8_operators(proto)
+        if found:
+            return f"nothing was changed: the model is quantised already ({', '.join(found)})"
+        check_operators(proto, opset)
     except VerificationError as error:
         raise OptimiseError(str(error)) from error
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(proto.graph)):
@@ -49,9 +44,6 @@ def admit(proto: onnx.ModelProto) -> str | None:
     for tensor in _tensors(proto.graph):
         if tensor.data_type in _FLOATS and np.isnan(numpy_helper.to_array(tensor)).any():
             raise OptimiseError(f"the weights '{tensor.name}' hold NaN, where numbers were expected: train it again")
-    found = sorted({node.op_type for node in nodes(proto.graph)} & _QUANTISED)
-    if found:
-        return f"nothing was changed: the model is quantised already ({', '.join(found)})"
     return None
 
 
