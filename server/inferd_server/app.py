@@ -188,7 +188,7 @@ async def _follow(config: ServerConfig, server: Server, services: Services, repo
     try:
         while await changed.wait():
             changed.clear()
-            await server.set_serving(services.is_ready())
+            server.set_serving(services.is_ready())
     finally:
         if polling:
             polling.cancel()
@@ -265,7 +265,7 @@ async def _shut_down(
     ends = time.monotonic() + config.drain_delay_secs + config.exit_timeout_secs
     _LOG.info("stopping: not serving any more; running requests get %g s to finish", config.exit_timeout_secs)
     services.drain()
-    await server.drain()
+    server.set_serving(False)
     await asyncio.sleep(config.drain_delay_secs)
     await server.stop(max(0.0, ends - time.monotonic()))
     # A load cannot be interrupted; what it would have served is not called any more.

@@ -21,6 +21,8 @@ from inferd_protocol.methods import METHODS, SERVICE
 from inferd_protocol.reasons import REASON_KEY
 from inferd_protocol.tensors import encode_raw
 from support import models
+from support.limits import MAX_BATCH_SIZE
+from support.metrics import wait_for, wait_until_taken
 from support.server import ServerProcess, serve
 
 SECONDS = 60.0
@@ -137,17 +139,25 @@ def test_bytes_that_are_no_message_are_internal(channel: grpc.Channel, method: s
     assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
-def test_a_deadline_that_passes_in_the_queue_ends_the_call_and_not_the_server(channel: grpc.Channel) -> None:
-    # 32 KB are on their way before the next call is; more would share the connection with it, and might come later.
-    running = infer(channel).future(slow_request(rows=32, model="slower"), timeout=SECONDS)
+def busy(server: ServerProcess, channel: grpc.Channel) -> grpc.Future:
+    """A request of many batches to the model `slower`, which by now has come, and keeps what comes next waiting."""
+    running: grpc.Future = infer(channel).future(slow_request(30 * MAX_BATCH_SIZE, model="slower"), timeout=SECONDS)
+    wait_for(server, "inferd_pending_requests", 1, model="slower")
+    return running
+
+
+def test_a_deadline_that_passes_in_the_queue_ends_the_call_and_not_the_server(
+    server: ServerProcess, channel: grpc.Channel
+) -> None:
+    running = busy(server, channel)
     error = failure(channel, slow_request(1, model="slower"), timeout=0.01)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert running.result()
     assert infer(channel)(slow_request(1), timeout=SECONDS)
 
 
-def test_a_queue_timeout_is_unavailable_with_its_reason(channel: grpc.Channel) -> None:
-    running = infer(channel).future(slow_request(rows=32, model="slower"), timeout=SECONDS)
+def test_a_queue_timeout_is_unavailable_with_its_reason(server: ServerProcess, channel: grpc.Channel) -> None:
+    running = busy(server, channel)
     error = failure(channel, slow_request(1, model="slower", timeout=1))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert dict(error.trailing_metadata())[REASON_KEY] == "queue_timeout"  # type: ignore[attr-defined]
@@ -175,6 +185,9 @@ def test_health_check_and_reflection(channel: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.Check(health_pb2.HealthCheckRequest(service="nothing"), timeout=SECONDS)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"), timeout=SECONDS)
+    assert next(unknown).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    unknown.cancel()
     database = ProtoReflectionDescriptorDatabase(channel)
     assert set(database.get_services()) >= {SERVICE, "grpc.health.v1.Health"}
     pool = DescriptorPool(database)
@@ -224,13 +237,35 @@ def test_sigterm_says_so_finishes_what_runs_and_exits_0(repository: Path, transp
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS)
         assert next(watched).status == SERVING
         calls = [infer(channel).future(slow_request(rows=4000), timeout=SECONDS) for _ in range(4)]
-        assert infer(channel)(slow_request(1), timeout=SECONDS), "by now the calls before it have arrived"
+        wait_until_taken(server, "slow", 4)
         server.process.send_signal(signal.SIGTERM)
         assert next(watched).status == NOT_SERVING
         for call in calls:
             assert len(pb.ModelInferResponse.FromString(call.result()).raw_output_contents[0]) == 4000 * 1024
         assert server.wait() == 0
         assert server.other_output == []
+
+
+def test_those_who_watch_hear_of_a_stop_and_do_not_hold_it_up(repository: Path, transport: str) -> None:
+    server = ServerProcess(repository, "--transport", transport, "--exit-timeout-secs", "600")
+    try:
+        server.wait_for("ready")
+        with grpc.insecure_channel(server.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            watching = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=SECONDS) for _ in range(3)]
+            assert [next(each).status for each in watching] == [SERVING] * 3
+            # One that leaves takes nothing from the others.
+            watching.pop().cancel()
+            assert stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS).status == SERVING
+            server.process.send_signal(signal.SIGTERM)
+            for each in watching:
+                assert next(each).status == NOT_SERVING
+                with pytest.raises(grpc.RpcError) as caught:
+                    next(each)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert server.wait() == 0
+    finally:
+        server.kill()
 
 
 def test_a_second_signal_ends_it_at_once(repository: Path, transport: str) -> None:

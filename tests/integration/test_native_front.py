@@ -19,6 +19,7 @@ from inferd_server.config import ServerConfig, Transport
 from inferd_server.errors import ConfigurationError
 from inferd_server.frontend import transport as transports
 from support import models
+from support.metrics import wait_until_taken
 from support.server import ServerProcess, serve
 
 SECONDS = 60.0
@@ -129,11 +130,10 @@ def test_every_other_method_reaches_the_complete_server(narrow: ServerProcess) -
 
 
 def test_a_stop_finishes_what_was_taken(small: Path) -> None:
-    # Small enough to have arrived, all of it, when the next call has.
-    long = request("slower", np.ones((32, 256), np.float32))
+    long = request("slower", np.ones((200, 256), np.float32))
     with serve(small, "--transport", "native") as server, connect(server) as channel:
         running = channel.unary_unary(INFER).future(long, timeout=SECONDS)
-        assert channel.unary_unary(INFER)(request("identity", np.ones((1, 3), np.float32)), timeout=SECONDS)
+        wait_until_taken(server, "slower", 1)
         assert server.stop() == 0
         assert running.result()
 

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,8 @@ import pytest
 import tritonclient.grpc as triton
 from inferd_protocol import grpc_service_pb2 as pb
 from inferd_protocol.methods import METHODS
-from prometheus_client.parser import text_string_to_metric_families
 from support import models
+from support.metrics import scrape, total, wait_for
 from support.server import ServerProcess, serve
 from tritonclient.utils import InferenceServerException
 
@@ -78,21 +77,6 @@ def slow_request(rows: int, **parameters: int) -> bytes:
 def statistics(address: str, *model: str) -> list[Any]:
     with triton.InferenceServerClient(address) as client:
         return list(client.get_inference_statistics(*model).model_stats)
-
-
-def scrape(server: ServerProcess) -> dict[str, dict[frozenset[tuple[str, str]], float]]:
-    """By name and labels."""
-    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=SECONDS) as answer:
-        text = answer.read().decode()
-    found: dict[str, dict[frozenset[tuple[str, str]], float]] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
-    return found
-
-
-def total(metrics: dict[str, dict[frozenset[tuple[str, str]], float]], name: str, **labels: str) -> float:
-    return sum(value for key, value in metrics.get(name, {}).items() if key >= labels.items())
 
 
 def load(server: ServerProcess) -> list[int]:
@@ -249,12 +233,6 @@ def test_a_full_queue_and_a_cancelled_call_are_counted(start: Callable[..., Serv
         running.result(SECONDS)
         wait_for(server, "inferd_requests_failed_total", 1, model="slower", reason="cancelled")
     assert total(scrape(server), "inferd_requests_failed_total", model="slower", reason="queue_full") == 1
-
-
-def wait_for(server: ServerProcess, name: str, least: float, **labels: str) -> None:
-    """Until a metric is there; the test's own time limit ends what never is."""
-    while total(scrape(server), name, **labels) < least:
-        pass
 
 
 def test_workers_answer_for_all_of_them(start: Callable[..., ServerProcess]) -> None:

@@ -9,7 +9,7 @@ import grpc
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from inferd_protocol import grpc_service_pb2, model_config_pb2
 from inferd_protocol.methods import METHODS, SERVICE, Method
@@ -17,18 +17,15 @@ from inferd_protocol.methods import METHODS, SERVICE, Method
 from inferd_server.config import ServerConfig
 from inferd_server.errors import ConfigurationError, NotBuilt
 from inferd_server.frontend.aio_calls import AioIntake, Context, abort, deadline_ns
+from inferd_server.frontend.health import Health
 from inferd_server.frontend.infer import InferEndpoint
 from inferd_server.frontend.services import Handler, Services
 from inferd_server.frontend.status import Status, status_of
 from inferd_server.frontend.stream import StreamInfer
 
-_HEALTH_NAMES = ("", SERVICE)
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
 
 class GrpcServer:
-    """Listens from `start` on, says NOT_SERVING until `set_serving`, and again from `drain` on.
+    """Listens from `start` on, and says NOT_SERVING until `set_serving`.
 
     On `listen_on`, without TLS, where that is given, else where the configuration says.
     Raises ConfigurationError where it cannot listen there.
@@ -48,7 +45,7 @@ class GrpcServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             )
         )
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, pool=_reflection_pool())
@@ -65,16 +62,11 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Accepts calls: the server is live, and not yet ready."""
-        await self._set_health(_NOT_SERVING)
         await self._server.start()
 
-    async def set_serving(self, serving: bool) -> None:
-        """Tells health checks whether the server is ready."""
-        await self._set_health(_SERVING if serving else _NOT_SERVING)
-
-    async def drain(self) -> None:
-        """Tells health checks, those that watch included, that the server should be sent nothing more."""
-        await self._health.enter_graceful_shutdown()
+    def set_serving(self, serving: bool) -> None:
+        """Tells health checks, those that watch included, whether the server should be sent calls."""
+        self._health.set_serving(serving)
 
     def end_streams(self) -> bool:
         """Reads no more requests from streams: each ends once it has answered those it has. Whether there are any."""
@@ -83,11 +75,8 @@ class GrpcServer:
     async def stop(self, timeout: float) -> None:
         """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""
         self.end_streams()
+        self._health.end()
         await self._server.stop(timeout)
-
-    async def _set_health(self, status: int) -> None:
-        for name in _HEALTH_NAMES:
-            await self._health.set(name, status)
 
     def _bind(self, config: ServerConfig, listen_on: str | None) -> str:
         address = listen_on or target(config)

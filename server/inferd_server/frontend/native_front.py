@@ -88,13 +88,9 @@ class NativeServer:
         self._front.start()
         self._intake.start()
 
-    async def set_serving(self, serving: bool) -> None:
-        """Tells health checks whether the server is ready."""
-        await self._complete.set_serving(serving)
-
-    async def drain(self) -> None:
-        """Tells health checks, those that watch included, that the server should be sent nothing more."""
-        await self._complete.drain()
+    def set_serving(self, serving: bool) -> None:
+        """Tells health checks, those that watch included, whether the server should be sent calls."""
+        self._complete.set_serving(serving)
 
     async def stop(self, timeout: float) -> None:
         """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""

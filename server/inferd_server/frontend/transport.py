@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Server(Protocol):
-    """A server that listens from `start` on, says NOT_SERVING until `set_serving`, and again from `drain` on."""
+    """A server that listens from `start` on, and says NOT_SERVING until `set_serving`."""
 
     address: str
     """host:port, with the port that was taken where any would do."""
@@ -24,11 +24,8 @@ class Server(Protocol):
     async def start(self) -> None:
         """Accepts calls: the server is live, and not yet ready."""
 
-    async def set_serving(self, serving: bool) -> None:
-        """Tells health checks whether the server is ready."""
-
-    async def drain(self) -> None:
-        """Tells health checks, those that watch included, that the server should be sent nothing more."""
+    def set_serving(self, serving: bool) -> None:
+        """Tells health checks, those that watch included, whether the server should be sent calls."""
 
     async def stop(self, timeout: float) -> None:
         """Refuses new calls, gives those that run `timeout` seconds to finish, and closes every connection."""
