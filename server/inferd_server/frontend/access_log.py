@@ -17,7 +17,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 from inferd_server.errors import ConfigurationError
 from inferd_server.frontend.status import status_of
 from inferd_server.observability.failures import CANCELLED, reason_of
-from inferd_server.observability.statistics import Stages
+from inferd_server.observability.statistics import Stamps
 from inferd_server.scheduling.work import Work
 
 _LOG = logging.getLogger(__name__)
@@ -94,17 +94,21 @@ class _VersionLog:
         self._log = log
         self._addressee = _addressee(name, version)
 
-    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
+    def answered(self, works: Sequence[Work], stamps: Stamps) -> None:
         # By hand, and what they share once: with a JSON encoder's calls the lines cost a fifth of the throughput.
-        before, after = f'{{"time":"{_now()}","id":', f",{self._addressee},"
+        picked, began, ended, done = stamps
+        before, after = f'{{"time":"{_now()}","id":', f',{self._addressee},"rows":'
+        stages = (
+            f',"compute_input_us":{(began - picked) // 1000},"compute_infer_us":{(ended - began) // 1000},'
+            f'"compute_output_us":{(done - ended) // 1000}}}\n'
+        )
         self._log.write(
             "".join(
                 [
-                    f'{before}{_quoted(work.reply.request_id)}{after}"rows":{work.rows},"code":"OK",'
-                    f'"total_us":{(queue + given + infer + output) // 1000},"queue_us":{queue // 1000},'
-                    f'"compute_input_us":{given // 1000},"compute_infer_us":{infer // 1000},'
-                    f'"compute_output_us":{output // 1000}}}\n'
-                    for work, (queue, given, infer, output) in requests
+                    f'{before}{_quoted(work.reply.request_id)}{after}{work.rows},"code":"OK",'
+                    f'"total_us":{(done - work.arrived_ns) // 1000},"queue_us":{(picked - work.arrived_ns) // 1000}'
+                    f"{stages}"
+                    for work in works
                 ]
             )
         )

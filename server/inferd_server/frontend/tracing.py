@@ -36,7 +36,7 @@ from inferd_server.core.description import SERVER_NAME, server_version
 from inferd_server.frontend.call import Metadata
 from inferd_server.frontend.sampling import Sampler, Sampling
 from inferd_server.observability.failures import CANCELLED, reason_of
-from inferd_server.observability.statistics import Stages
+from inferd_server.observability.statistics import Stamps
 from inferd_server.scheduling.work import Work
 
 _LOG = logging.getLogger(__name__)
@@ -117,23 +117,18 @@ class RequestTrace:
         )
         self._below_call = set_span_in_context(self._call, Context())
 
-    def ran(self, name: str, version: str, rows: int, arrived_ns: int, stages: tuple[int, int, int, int]) -> None:
+    def ran(self, name: str, version: str, rows: int, arrived_ns: int, stamps: Stamps) -> None:
         """A model ran. The pieces of a request that was split may have run at once: their stages are shown in a row."""
-        queue_ns, input_ns, infer_ns, output_ns = stages
+        picked_ns, began_ns, ended_ns, done_ns = (self._epoch_ns + ns for ns in stamps)
         model = self._model(name, version, rows, arrived_ns)
         below = set_span_in_context(model, Context())
-        at_ns = self._epoch_ns + arrived_ns
-        queue = self._tracer.start_span("queue", below, start_time=at_ns)
-        at_ns += queue_ns
-        queue.end(at_ns)
-        compute = self._tracer.start_span("compute", below, start_time=at_ns)
-        at_ns += input_ns
-        compute.add_event("input gathered", timestamp=at_ns)
-        at_ns += infer_ns
-        compute.add_event("run", timestamp=at_ns)
-        at_ns += output_ns
-        compute.end(at_ns)
-        model.end(at_ns)
+        queue = self._tracer.start_span("queue", below, start_time=self._epoch_ns + arrived_ns)
+        queue.end(picked_ns)
+        compute = self._tracer.start_span("compute", below, start_time=picked_ns)
+        compute.add_event("input gathered", timestamp=began_ns)
+        compute.add_event("run", timestamp=ended_ns)
+        compute.end(done_ns)
+        model.end(done_ns)
 
     def failed(self, name: str, version: str, rows: int, arrived_ns: int, error: Exception | None, ns: int) -> None:
         """A model's request failed `ns` nanoseconds after it came; without an error because its caller has gone."""
@@ -167,10 +162,10 @@ class _VersionTraces:
         self._name = name
         self._version = version
 
-    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
-        for work, stages in requests:
+    def answered(self, works: Sequence[Work], stamps: Stamps) -> None:
+        for work in works:
             if work.reply.trace is not None:
-                work.reply.trace.ran(self._name, self._version, work.rows, work.arrived_ns, stages)
+                work.reply.trace.ran(self._name, self._version, work.rows, work.arrived_ns, stamps)
 
     def failed(self, work: Work, error: Exception | None, ns: int) -> None:
         if work.reply.trace is not None:

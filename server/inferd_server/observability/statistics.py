@@ -66,6 +66,14 @@ def stages_of(arrived_ns: int, stamps: Stamps) -> Stages:
     return Stages(picked_ns - arrived_ns, began_ns - picked_ns, ended_ns - began_ns, done_ns - ended_ns)
 
 
+def stamps_of(arrived_ns: int, stages: Stages) -> Stamps:
+    """The stamps of a batch in which a request that came at `arrived_ns` would have had these stages."""
+    picked_ns = arrived_ns + stages.queue_ns
+    began_ns = picked_ns + stages.input_ns
+    ended_ns = began_ns + stages.infer_ns
+    return picked_ns, began_ns, ended_ns, ended_ns + stages.output_ns
+
+
 class BatchTotals(NamedTuple):
     """The batches of one size: how many were run, and nanoseconds in total."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from inferd_server.errors import ServerError
 from inferd_server.observability.failures import CANCELLED, reason_of
-from inferd_server.observability.statistics import Stages, Statistics
+from inferd_server.observability.statistics import Statistics, stages_of
 from inferd_server.scheduling.observer import Observer
 from inferd_server.scheduling.work import Work
 
@@ -27,13 +27,14 @@ class Counting:
         tally = self.statistics.without_run
         with tally.lock:
             error = answer()
-            stages = Stages(0, 0, 0, max(0, self._clock_ns() - work.arrived_ns))
+            arrived_ns = work.arrived_ns
+            stamps = (arrived_ns, arrived_ns, arrived_ns, max(arrived_ns, self._clock_ns()))
             if error is None:
-                tally.count_request(stages)
+                tally.count_request(stages_of(arrived_ns, stamps))
         if error is not None:
             self._count_failure(work, error, self._clock_ns())
         elif self._observer is not None:
-            self._observer.answered([(work, stages)])
+            self._observer.answered([work], stamps)
 
     def _count_failure(self, work: Work, error: ServerError | None, now_ns: int) -> None:
         """Without an error where the caller has gone."""

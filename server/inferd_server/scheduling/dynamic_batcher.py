@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from inferd_server.errors import DeadlineExceeded, Draining, QueueTimeout, RuntimeFailure, ServerError
 from inferd_server.observability.failures import reason_of
-from inferd_server.observability.statistics import Stages, Stamps, Tally, stages_of
+from inferd_server.observability.statistics import Stages, Stamps, Tally, stages_of, stamps_of
 from inferd_server.runtime.backend import RuntimeModel
 from inferd_server.scheduling import batch
 from inferd_server.scheduling.counting import Counting
@@ -229,7 +229,10 @@ class DynamicBatcher(Counting):
         if self._observer is not None:
             gone = {work for work, _ in failed}
             whole = [work for work, _, _ in slices if work.assembly is None and work not in gone]
-            self._observer.answered([*((work, stages_of(work.arrived_ns, stamps)) for work in whole), *split])
+            if whole:
+                self._observer.answered(whole, stamps)
+            for work, stages in split:
+                self._observer.answered([work], stamps_of(work.arrived_ns, stages))
             for work, told in failed:
                 self._observer.failed(work, told, done_ns - work.arrived_ns)
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from inferd_server.errors import ServerError
-from inferd_server.observability.statistics import Stages
+from inferd_server.observability.statistics import Stamps
 from inferd_server.scheduling.work import Work
 
 
 class Observer(Protocol):
     """Told after the callers are, in the thread that ran the requests."""
 
-    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
-        """Requests that succeeded, and where their time went."""
+    def answered(self, works: Sequence[Work], stamps: Stamps) -> None:
+        """Requests that succeeded, one or more, and when the batch was formed, run and answered that they were in."""
 
     def failed(self, work: Work, error: ServerError | None, ns: int) -> None:
         """A request that failed `ns` nanoseconds after it had come; without an error because its caller has gone."""
@@ -26,10 +26,10 @@ class Several:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
-    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
+    def answered(self, works: Sequence[Work], stamps: Stamps) -> None:
         """Tells each."""
         for observer in self._observers:
-            observer.answered(requests)
+            observer.answered(works, stamps)
 
     def failed(self, work: Work, error: ServerError | None, ns: int) -> None:
         """Tells each."""

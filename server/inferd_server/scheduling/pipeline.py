@@ -14,7 +14,7 @@ import numpy as np
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import DeadlineExceeded, Draining, RuntimeFailure, ServerError
-from inferd_server.observability.statistics import Stamps, stages_of
+from inferd_server.observability.statistics import Stamps
 from inferd_server.request import AnswerForm, Content
 from inferd_server.scheduling import batch
 from inferd_server.scheduling.counting import Counting
@@ -158,7 +158,7 @@ class Pipeline(Counting):
         for _, error in failed:
             self._count_failure(work, error, done_ns)
         if not failed and self._observer is not None:
-            self._observer.answered([(work, stages_of(arrived_ns, stamps))])
+            self._observer.answered([work], stamps)
 
     def fail(self, work: Work, error: ServerError) -> None:
         """Fails a request, and counts it."""

@@ -20,7 +20,7 @@ from inferd_server.errors import (
     RuntimeFailure,
     ServerError,
 )
-from inferd_server.observability.statistics import Stages
+from inferd_server.observability.statistics import Stamps
 from inferd_server.request import AnswerForm
 from inferd_server.runtime.backend import Signature, TensorSpec
 from inferd_server.scheduling.dynamic_batcher import DynamicBatcher
@@ -108,8 +108,8 @@ class Observed:
     def __init__(self) -> None:
         self.ended: list[tuple[str, int, str | None]] = []
 
-    def answered(self, requests: Sequence[tuple[Work, Stages]]) -> None:
-        self.ended += [(work.reply.request_id, work.rows, None) for work, _ in requests]
+    def answered(self, works: Sequence[Work], stamps: Stamps) -> None:
+        self.ended += [(work.reply.request_id, work.rows, None) for work in works]
 
     def failed(self, work: Work, error: ServerError | None, ns: int) -> None:
         self.ended.append((work.reply.request_id, work.rows, type(error).__name__))

@@ -70,11 +70,14 @@ def whole_numbers(model: keras.Model, generator: np.random.Generator) -> None:
 def silence(model: keras.Model, found: channels.Channels, kept: dict[str, np.ndarray]) -> None:
     """Makes every channel that is not kept 0, whatever its input, up to the layers that sum over it."""
     for entry in found.prunable:
-        gone = np.setdiff1d(np.arange(entry.width), kept[entry.layer])
+        gone = np.setdiff1d(np.arange(entry.groups * entry.width), kept[entry.layer])
         layer = model.get_layer(entry.layer)
         weights = layer.get_weights()
-        for weight in weights:
-            weight[..., gone] = 0
+        for number, weight in enumerate(weights):
+            # Of each gate of a recurrent layer; the weights of a second direction come behind those of the first.
+            columns = weight.reshape(*weight.shape[:-1], -1, entry.width)
+            direction = number * entry.groups // len(weights)
+            columns[..., gone[gone // entry.width == direction] % entry.width] = 0
         layer.set_weights(weights)
         for effect in entry.effects:
             behind = model.get_layer(effect.layer)
@@ -220,10 +223,64 @@ def test_a_transformer_loses_the_inner_units_of_its_blocks() -> None:
     assert smaller.get_layer("embedding").output_dim == 32
 
 
-def test_a_recurrent_network_is_narrower_only_with_fresh_weights() -> None:
+def recurrent(**both_directions: str) -> keras.Model:
+    """Layers that read each other's units: with every kind of bias, and with another way back."""
+    series = keras.Input((7, 3), name="series")
+    hidden = layers.GRU(8, return_sequences=True, name="reset_after")(series)
+    hidden = layers.GRU(6, return_sequences=True, reset_after=False, use_bias=False, name="reset_before")(hidden)
+    there = layers.LSTM(5, return_sequences=True)
+    hidden = layers.Bidirectional(there, name="both", **both_directions)(hidden)
+    hidden = layers.LSTM(6, go_backwards=True, return_sequences=True, name="back")(hidden)
+    hidden = layers.SimpleRNN(4, name="last")(hidden)
+    return keras.Model(series, layers.Dense(2, name="logits")(hidden))
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum", "ave", "mul"])
+def test_units_of_recurrent_layers_go_with_all_their_gates(merge_mode: str) -> None:
+    model = recurrent(merge_mode=merge_mode)
+    generator = np.random.default_rng(0)
+    # An initial bias is 0 but for some gates.
+    for weights in model.weights:
+        weights.assign(generator.normal(size=weights.shape))
+    found = channels.find(model)
+    widths = {"reset_after": 8, "reset_before": 6, "both": 5, "back": 6, "last": 4}
+    assert {entry.layer: entry.width for entry in found.prunable} == widths
+    kept = {
+        entry.layer: np.concatenate(
+            [
+                group * entry.width + np.sort(generator.permutation(entry.width)[: entry.width // 2 + 1])
+                for group in range(entry.groups)
+            ]
+        )
+        for entry in found.prunable
+    }
+    silence(model, found, kept)
+    for name, importance in by_norm(model, list(widths)).items():
+        assert set(np.flatnonzero(importance)) == set(kept[name])
+    rows = generator.normal(size=(8, 7, 3)).astype(np.float32)
+    smaller = channels.pruned(model, found, kept)
+    assert smaller.predict(rows, verbose=0) == pytest.approx(model.predict(rows, verbose=0), abs=1e-5)
+    assert np.abs(model.predict(rows, verbose=0)).max() > 0.1
+    assert {entry.layer: entry.width for entry in channels.find(smaller).prunable} == {
+        name: width // 2 + 1 for name, width in widths.items()
+    }
+
+
+def test_recurrent_layers_whose_units_mix_or_begin_elsewhere_are_left() -> None:
+    series = keras.Input((7, 3), name="series")
+    hidden, *state = layers.LSTM(4, return_sequences=True, return_state=True, name="state_out")(series)
+    hidden = layers.LSTM(4, return_sequences=True, name="state_in")(hidden, initial_state=state)
+    hidden = layers.GRU(4, recurrent_activation="softmax", name="mixed")(hidden)
+    found = channels.find(keras.Model(series, layers.Dense(2, name="logits")(hidden)))
+    assert found.prunable == ()
+    assert found.left["state_out"] == "'state_out' has 3 outputs"
+    assert found.left["state_in"] == "'state_in' begins with a state that it is given"
+    assert found.left["mixed"] == "the activation softmax of 'mixed' is not known to leave channels apart"
+
+
+def test_a_recurrent_network_is_built_narrower() -> None:
     model = FAMILIES["lstm"].build(3)
-    assert channels.find(model).prunable == ()
-    found = channels.find(model, fresh=True)
+    found = channels.find(model)
     assert {entry.layer: entry.width for entry in found.prunable} == {"embedding": 64, "bidirectional": 64}
     narrow = channels.resized(model, {"embedding": 16, "bidirectional": 8})
     # Two directions, four gates: kernel, recurrent kernel, bias.

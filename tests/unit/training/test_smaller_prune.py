@@ -113,6 +113,20 @@ def test_half_of_a_network_answers_as_well(trained: keras.Model, importance: str
     assert all(np.array_equal(a, b) for a, b in zip(before, trained.get_weights(), strict=True))
 
 
+@pytest.mark.parametrize("importance", ["l1", "taylor"])
+def test_a_recurrent_network_is_pruned_and_trained_on(importance: str) -> None:
+    series = keras.Input((8,), name="features")
+    hidden = layers.Reshape((4, 2))(series)
+    hidden = layers.Bidirectional(layers.LSTM(8, return_sequences=True), name="both")(hidden)
+    hidden = layers.GRU(8, name="last")(hidden)
+    model = keras.Model(series, layers.Dense(3, activation="softmax", name="probabilities")(hidden))
+    train(model, CHOSEN)
+    assert accuracy(model, blobs(300, 3)) > 0.95
+    made = prune(model, blobs(240, 0), CHOSEN, Pruning(0.5, 2, importance, 2), train)
+    assert made.widths == {"both": (8, 4), "last": (8, 4)}
+    assert accuracy(made.trained.model, blobs(300, 3)) > 0.95
+
+
 def test_two_prunings_give_the_same_weights(trained: keras.Model) -> None:
     first, second = (
         prune(trained, blobs(48, 0), SHORT, Pruning(0.5, 1, "taylor"), train).trained.model.get_weights()
@@ -160,8 +174,13 @@ def test_the_cost_of_layers_that_are_counted_and_of_those_that_are_not() -> None
     hidden = layers.Reshape((36, 4))(hidden)
     inner = keras.Sequential([keras.Input((36, 4)), layers.Dense(2, name="within")], name="tower")
     found = cost(keras.Model(image, layers.LSTM(5, name="memory")(inner(hidden))))
-    assert found.multiply_adds == 36 * 4 * 27 + 36 * 4 * 9 + 36 * 2 * 4
-    assert found.uncounted == ("memory",)
+    # An LSTM has four gates, each of which sums over what comes in and over its own state, in each of 36 steps.
+    assert found.multiply_adds == 36 * 4 * 27 + 36 * 4 * 9 + 36 * 2 * 4 + 36 * 4 * 5 * (2 + 5)
+    assert found.uncounted == ()
+    series = keras.Input((10, 4), name="series")
+    both = cost(keras.Model(series, layers.Bidirectional(layers.GRU(6))(series)))
+    assert both.multiply_adds == 2 * 10 * 3 * 6 * (4 + 6)
     series = keras.Input((None, 4), name="series")
-    free = cost(keras.Model(series, layers.Dense(3, name="dense")(series)))
-    assert (free.multiply_adds, free.uncounted) == (0, ("dense",))
+    hidden = layers.LSTM(4, return_sequences=True, name="memory")(series)
+    free = cost(keras.Model(series, layers.Dense(3, name="dense")(layers.UnitNormalization(name="norm")(hidden))))
+    assert (free.multiply_adds, free.uncounted) == (0, ("memory", "dense"))

@@ -1,9 +1,9 @@
 """Which channels of a model can go, and the model without them.
 
-A channel is one filter of a convolution, one unit of a dense layer or one feature of an embedding. It can go where all
-that its output reaches can do without it: what works on each channel for itself passes it on, up to the layers that sum
-over channels and lose a slice of their weights with it. What meets other channels on the way (an addition, an
-attention, a layer that is not known here) keeps the whole layer as it is.
+A channel is one filter of a convolution, one unit of a dense or recurrent layer or one feature of an embedding. It can
+go where all that its output reaches can do without it: what works on each channel for itself passes it on, up to the
+layers that sum over channels and lose a slice of their weights with it. What meets other channels on the way (an
+addition, an attention, a layer that is not known here) keeps the whole layer as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from keras import layers
 from numpy.typing import NDArray
 
 from inferd_training.smaller.graph import Call, Graph, copy
+from inferd_training.smaller.recurrent import Weights, cell, groups, is_recurrent, without_inputs, without_units
 
 ELEMENTWISE = frozenset(
     {
@@ -48,10 +49,6 @@ _SUMS = frozenset({*_CONVOLUTIONS, layers.Dense})
 _WIDTH = {layers.Dense: "units", layers.Conv1D: "filters", layers.Conv2D: "filters", layers.Embedding: "output_dim"}
 """What a layer that can be pruned calls the number of its channels."""
 
-_RECURRENT = frozenset({layers.GRU, layers.LSTM, layers.SimpleRNN})
-"""Layers whose units read each other, so that none can be taken from trained ones; with fresh weights they can be
-fewer."""
-
 
 @dataclass(frozen=True, slots=True)
 class Effect:
@@ -68,11 +65,15 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Prunable:
-    """A layer of `width` channels that can go, and what their going does to others."""
+    """A layer of `width` channels that can go, and what their going does to others.
+
+    In both directions of a recurrent layer, two `groups`, there are as many, and as many stay.
+    """
 
     layer: str
     width: int
     effects: tuple[Effect, ...]
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,12 @@ class Channels:
     left: Mapping[str, str]
 
 
-def find(model: keras.Model, *, fresh: bool = False) -> Channels:
-    """Looks at every layer with weights; with `fresh`, for what can be fewer where all weights are new.
+def find(model: keras.Model) -> Channels:
+    """Looks at every layer with weights.
 
     Raises ModelError for a model that is no graph of layers.
     """
-    search = _Search(Graph(model), fresh)
+    search = _Search(Graph(model))
     prunable, left = [], {}
     for layer in search.graph.layers():
         if type(layer) in (layers.BatchNormalization, layers.DepthwiseConv2D):
@@ -108,23 +109,24 @@ class _Left(Exception):
 @dataclass(frozen=True, slots=True)
 class _Search:
     graph: Graph
-    fresh: bool
 
     def prunable(self, layer: Any) -> Prunable:
         """What the going of a layer's channels would do. Raises _Left where they cannot go."""
-        recurrent = self.fresh and type(_cell(layer)) in _RECURRENT
+        recurrent = is_recurrent(layer)
         if type(layer) in _CONVOLUTIONS:
             _check_convolution(layer)
         elif type(layer) not in _WIDTH and not recurrent:
             raise _Left(f"a {type(layer).__name__} layer is not pruned")
-        outputs = self._single(layer).outputs
-        if len(outputs) != 1:
-            raise _Left(f"'{layer.name}' has {len(outputs)} outputs")
-        effects = tuple(self._effects(outputs[0], 1))
-        if hasattr(layer, "activation") and not recurrent:
-            _check_activation(layer)
-        width = getattr(_cell(layer), _WIDTH.get(type(layer), "units"))
-        return Prunable(layer.name, int(width), effects)
+        call = self._single(layer)
+        if len(call.outputs) != 1:
+            raise _Left(f"'{layer.name}' has {len(call.outputs)} outputs")
+        if len(call.inputs) != 1:
+            raise _Left(f"'{layer.name}' begins with a state that it is given")
+        effects = tuple(self._effects(call.outputs[0], 1))
+        if hasattr(cell(layer), "activation"):
+            _check_activation(cell(layer))
+        width = getattr(cell(layer), _WIDTH.get(type(layer), "units"))
+        return Prunable(layer.name, int(width), effects, groups(layer))
 
     def _single(self, layer: Any) -> Call:
         calls = self.graph.of(layer)
@@ -144,7 +146,7 @@ class _Search:
                 raise _Left(f"its channels meet others in '{layer.name}'")
             self._single(layer)
             _check_format(layer)
-            if kind in _SUMS or (self.fresh and type(_cell(layer)) in _RECURRENT):
+            if kind in _SUMS or is_recurrent(layer):
                 if kind in _CONVOLUTIONS:
                     _check_convolution(layer)
                 effects.append(Effect(layer.name, repeat, sums=True))
@@ -162,11 +164,6 @@ class _Search:
         return effects
 
 
-def _cell(layer: Any) -> Any:
-    """The recurrent layer within one that runs it in both directions; any other layer itself."""
-    return layer.forward_layer if type(layer) is layers.Bidirectional else layer
-
-
 def _check_convolution(layer: Any) -> None:
     if layer.groups != 1:
         raise _Left(f"'{layer.name}' has {layer.groups} groups")
@@ -179,9 +176,12 @@ def _check_format(layer: Any) -> None:
 
 
 def _check_activation(layer: Any) -> None:
-    name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-    if getattr(keras.activations, name, None) is not layer.activation or name not in ELEMENTWISE:
-        raise _Left(f"the activation {name} of '{layer.name}' is not known to leave channels apart")
+    for activation in (layer.activation, getattr(layer, "recurrent_activation", None)):
+        name = getattr(activation, "__name__", type(activation).__name__)
+        if activation is not None and (
+            getattr(keras.activations, name, None) is not activation or name not in ELEMENTWISE
+        ):
+            raise _Left(f"the activation {name} of '{layer.name}' is not known to leave channels apart")
 
 
 def _has_weights_by_channel(layer: Any, tensor: Any) -> bool:
@@ -212,7 +212,7 @@ def resized(model: keras.Model, widths: Mapping[str, int]) -> keras.Model:
             for direction in ("layer", "backward_layer"):
                 # It names the width of the inputs that it had, which may be another one now.
                 config[direction].pop("build_config", None)
-                config[direction]["config"]["units"] = widths.get(layer.name, _cell(layer).units)
+                config[direction]["config"]["units"] = widths.get(layer.name, cell(layer).units)
         elif layer.name in widths:
             config[_WIDTH.get(type(layer), "units")] = widths[layer.name]
 
@@ -222,23 +222,27 @@ def resized(model: keras.Model, widths: Mapping[str, int]) -> keras.Model:
 def pruned(model: keras.Model, channels: Channels, kept: Mapping[str, NDArray[np.intp]]) -> keras.Model:
     """The model with only the channels `kept`, ascending indices by prunable layer; layers not named keep all.
 
+    Those of a second group are counted on from the first's, and as many.
+
     All weights but those of what is gone are the model's own, so that nothing else changes: a channel that was always 0
     is not missed.
     """
-    smaller = resized(model, {name: len(indices) for name, indices in kept.items()})
+    changed = [entry for entry in channels.prunable if entry.layer in kept]
+    smaller = resized(model, {entry.layer: len(kept[entry.layer]) // entry.groups for entry in changed})
     behind: dict[str, tuple[NDArray[np.intp], bool]] = {}
-    for entry in channels.prunable:
-        if entry.layer in kept:
-            for effect in entry.effects:
-                behind[effect.layer] = (_elements(kept[entry.layer], entry.width, effect.repeat), effect.sums)
+    for entry in changed:
+        for effect in entry.effects:
+            elements = _elements(kept[entry.layer], entry.groups * entry.width, effect.repeat)
+            behind[effect.layer] = (elements, effect.sums)
     for layer in smaller.layers:
-        weights = model.get_layer(layer.name).get_weights()
+        whole = model.get_layer(layer.name)
+        weights = whole.get_weights()
         if not weights:
             continue
         if layer.name in behind:
-            weights = _without_inputs(weights, *behind[layer.name])
+            weights = _without_inputs(whole, weights, *behind[layer.name])
         if layer.name in kept:
-            weights = [weight[..., kept[layer.name]] for weight in weights]
+            weights = _without_channels(whole, weights, kept[layer.name])
         layer.set_weights(weights)
     return smaller
 
@@ -248,10 +252,18 @@ def _elements(kept: NDArray[np.intp], width: int, repeat: int) -> NDArray[np.int
     return (np.arange(repeat)[:, np.newaxis] * width + kept).ravel()
 
 
-def _without_inputs(weights: list[NDArray[Any]], elements: NDArray[np.intp], sums: bool) -> list[NDArray[Any]]:
+def _without_channels(layer: Any, weights: Weights, kept: NDArray[np.intp]) -> Weights:
+    if is_recurrent(layer):
+        return without_units(layer, weights, kept)
+    return [weight[..., kept] for weight in weights]
+
+
+def _without_inputs(layer: Any, weights: Weights, elements: NDArray[np.intp], sums: bool) -> Weights:
     """A layer's weights for those elements of its last input axis.
 
     A kernel has that axis last but one, be it of a convolution, a depthwise one or a dense layer; a vector of a
     normalisation or a bias has it alone.
     """
+    if is_recurrent(layer):
+        return without_inputs(layer, weights, elements)
     return [weight[..., elements, :] if weight.ndim > 1 else weight if sums else weight[elements] for weight in weights]

@@ -9,11 +9,12 @@ import keras
 from keras import layers
 
 from inferd_training.smaller.graph import Call, Graph
+from inferd_training.smaller.recurrent import by_direction, is_recurrent
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """`parameters` and their `bytes`, and the `multiply_adds` of convolutions and dense layers for one row.
+    """`parameters` and their `bytes`, and the `multiply_adds` of convolutions, dense and recurrent layers for one row.
 
     `uncounted` names the layers whose multiplications are not in it: of another kind, or over an axis of free length.
     """
@@ -60,6 +61,11 @@ def _multiply_adds(model: keras.Model) -> tuple[int, tuple[str, ...]]:
 
 def _of(call: Call) -> int | None:
     layer = call.operation
+    if is_recurrent(layer):
+        steps = call.inputs[0].shape[1]
+        # Every element of both kernels is used once a step; a bias is added.
+        kernels = [direction[:2] for direction in by_direction(layer, layer.weights)]
+        return None if steps is None else int(steps * sum(math.prod(each.shape) for pair in kernels for each in pair))
     if not isinstance(layer, layers.Dense | layers.Conv1D | layers.Conv2D | layers.DepthwiseConv2D):
         return None
     extents = call.outputs[0].shape[1:]

@@ -55,7 +55,7 @@ def student_of(model: keras.Model, width: float, multiple: int = MULTIPLE) -> ke
     if not 0 < width < 1:
         raise ModelError(f"the width {width} was asked for: it must lie between 0 and 1, such as 0.5")
     check_multiple(multiple)
-    found = channels.find(model, fresh=True)
+    found = channels.find(model)
     widths = {entry.layer: remaining(entry.width, 1 - width, multiple) for entry in found.prunable}
     if all(widths[entry.layer] == entry.width for entry in found.prunable):
         reasons = "; ".join(f"'{name}': {reason}" for name, reason in found.left.items())

@@ -10,6 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from inferd_training.fit import Examples
+from inferd_training.smaller.recurrent import by_direction, gates, groups, is_recurrent
 
 NORM = "l1"
 TAYLOR = "taylor"
@@ -24,8 +25,14 @@ def by_norm(model: keras.Model, names: Sequence[str]) -> Mapping[str, NDArray[np
 
     Li et al. 2017, "Pruning Filters for Efficient ConvNets".
     """
-    kernels = {name: model.get_layer(name).get_weights()[0].astype(np.float64) for name in names}
-    return {name: np.abs(kernel).sum(axis=tuple(range(kernel.ndim - 1))) for name, kernel in kernels.items()}
+    found = {}
+    for name in names:
+        layer = model.get_layer(name)
+        # A kernel is the first weight, of each direction where a layer has two.
+        kernels = [weights[0].astype(np.float64) for weights in by_direction(layer, layer.get_weights())]
+        sums = [np.abs(kernel).sum(axis=tuple(range(kernel.ndim - 1))) for kernel in kernels]
+        found[name] = _by_channel(layer, [tf.constant(each) for each in sums]).numpy()
+    return found
 
 
 def by_taylor(
@@ -48,19 +55,28 @@ def by_taylor(
             loss = tf.reduce_mean(loss)
         gradients = tape.gradient(loss, weights)
         return [
-            tf.add_n(
+            _by_channel(
+                layer,
                 [
                     # An embedding's gradient has the rows that were looked up alone.
                     tf.reduce_sum(weight * tf.convert_to_tensor(gradient), axis=list(range(len(weight.shape) - 1)))
                     for weight, gradient in zip(*pairs, strict=True)
-                ]
+                ],
             )
-            for pairs in zip(weights, gradients, strict=True)
+            for layer, *pairs in zip(layers, weights, gradients, strict=True)
         ]
 
-    total = {name: np.zeros(layer.get_weights()[0].shape[-1]) for name, layer in zip(names, layers, strict=True)}
+    total: dict[str, NDArray[np.float64]] = {}
     for start in range(0, min(len(examples[0]), TAYLOR_BATCHES * batch_size), batch_size):
         found = contributions(*(tf.constant(part[start : start + batch_size]) for part in examples))
         for name, sums in zip(names, found, strict=True):
-            total[name] += sums.numpy().astype(np.float64) ** 2
+            total[name] = total.get(name, 0.0) + sums.numpy().astype(np.float64) ** 2
     return total
+
+
+def _by_channel(layer: keras.layers.Layer, of_weights: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Sums over a layer's weights, each a vector along their last axis, added up for each channel: [channels]."""
+    directions = [tf.add_n(vectors) for vectors in by_direction(layer, of_weights)]
+    if is_recurrent(layer):
+        directions = [tf.reduce_sum(tf.reshape(each, (gates(layer), -1)), axis=0) for each in directions]
+    return tf.concat(directions, axis=0) if groups(layer) > 1 else tf.add_n(directions)

@@ -115,12 +115,27 @@ def smaller(
         importance = by_taylor(model, names, fitted, chosen.batch_size)
     else:
         importance = by_norm(model, names)
-    return channels_of.pruned(model, found, {name: most(importance[name], widths[name]) for name in names})
+    return channels_of.pruned(
+        model,
+        found,
+        {
+            entry.layer: most_of_each(importance[entry.layer], entry.groups, widths[entry.layer])
+            for entry in found.prunable
+        },
+    )
 
 
 def most(importance: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     """The `count` channels that matter most, in ascending order of their indices; of equals, the first."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])
+
+
+def most_of_each(importance: NDArray[np.float64], groups: int, count: int) -> NDArray[np.intp]:
+    """The `count` channels that matter most of each of so many groups of equal size, in ascending order."""
+    size = len(importance) // groups
+    return np.concatenate(
+        [start + most(importance[start : start + size], count) for start in range(0, len(importance), size)]
+    )
 
 
 def shares(sparsity: float, steps: int) -> list[float]:
