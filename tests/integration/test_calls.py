@@ -22,7 +22,7 @@ from inferd_protocol.reasons import REASON_KEY
 from inferd_protocol.tensors import encode_raw
 from support import models
 from support.limits import MAX_BATCH_SIZE
-from support.metrics import wait_for, wait_until_taken
+from support.metrics import scrape, total, wait_for, wait_until_taken
 from support.server import ServerProcess, serve
 
 SECONDS = 60.0
@@ -140,9 +140,13 @@ def test_bytes_that_are_no_message_are_internal(channel: grpc.Channel, method: s
 
 
 def busy(server: ServerProcess, channel: grpc.Channel) -> grpc.Future:
-    """A request of many batches to the model `slower`, which by now has come, and keeps what comes next waiting."""
+    """A request of many batches to the model `slower`, which by now runs, and keeps what comes next waiting."""
+    # The server is shared: what other tests have left in the queue is over when this is answered.
+    assert infer(channel)(slow_request(1, model="slower"), timeout=SECONDS)
+    rows = total(scrape(server), "inferd_rows_total", model="slower")
     running: grpc.Future = infer(channel).future(slow_request(30 * MAX_BATCH_SIZE, model="slower"), timeout=SECONDS)
-    wait_for(server, "inferd_pending_requests", 1, model="slower")
+    # One row may be that of the call before, which is counted after it is answered.
+    wait_for(server, "inferd_rows_total", rows + 2, model="slower")
     return running
 
 
