@@ -59,22 +59,14 @@ class Payloads:
 
     def grpc_call(self, address: str, shape: Shape) -> Call:
         """The call for a server of the Open Inference Protocol. Raises Failed where its answer is wrong."""
-        message = self.message(shape)
-        options = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.use_local_subchannel_pool", 1)]
-        with grpc.insecure_channel(address, options=options) as channel:
-            try:
-                call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PATH)
-                answer = call(message, timeout=_CALL_SECONDS, wait_for_ready=True)
-            except grpc.RpcError as error:
-                raise Failed(f"ModelInfer answered {error.code().name}: {error.details()}") from error
+        call, answer = grpc_call(address, self.message(shape), self._folder / f"{shape.datatype}-{shape.rows}.grpc")
         self._compare(shape, _probabilities(answer))
-        body = self._write(f"{shape.datatype}-{shape.rows}.grpc", _PREFIX.pack(0, len(message)) + message)
-        return Call(address, PATH, _GRPC_HEADERS, body, False, _PREFIX.size + len(answer))
+        return call
 
     def echo_call(self, address: str, shape: Shape, answer_bytes: int) -> Call:
         """The same call for a server that answers `answer_bytes` bytes of nothing."""
         message = self.message(shape)
-        body = self._write(f"{shape.datatype}-{shape.rows}.grpc", _PREFIX.pack(0, len(message)) + message)
+        body = _write(self._folder / f"{shape.datatype}-{shape.rows}.grpc", _PREFIX.pack(0, len(message)) + message)
         return Call(address, PATH, _GRPC_HEADERS, body, False, _PREFIX.size + answer_bytes)
 
     def raw_call(self, address: str, path: str, shape: Shape) -> Call:
@@ -95,7 +87,9 @@ class Payloads:
             raise Failed(f"POST {path} answered {response.status}: {answer[:200]!r}")
         self._compare(shape, np.frombuffer(answer, np.float32).reshape(-1, model.CLASSES))
         lines = tuple(f"{name}: {value}" for name, value in headers.items())
-        return Call(address, path, lines, self._write(f"{shape.datatype}-{shape.rows}.raw", body), True, len(answer))
+        return Call(
+            address, path, lines, _write(self._folder / f"{shape.datatype}-{shape.rows}.raw", body), True, len(answer)
+        )
 
     def message(self, shape: Shape) -> bytes:
         """A serialised ModelInferRequest with raw contents."""
@@ -105,12 +99,6 @@ class Payloads:
         request.raw_input_contents.append(model.rows(shape.datatype, shape.rows).tobytes())
         return request.SerializeToString()
 
-    def _write(self, name: str, body: bytes) -> Path:
-        path = self._folder / name
-        if not path.exists() or path.read_bytes() != body:
-            path.write_bytes(body)
-        return path
-
     def _compare(self, shape: Shape, answer: NDArray[np.float32]) -> None:
         expected = _expected(self._repository, shape)
         if answer.shape != expected.shape:
@@ -118,6 +106,28 @@ class Payloads:
         difference = float(np.abs(answer - expected).max())
         if not difference <= _TOLERANCE:
             raise Failed(f"answered probabilities that differ from ONNX Runtime's by {difference:g}")
+
+
+def grpc_call(address: str, message: bytes, body: Path) -> tuple[Call, bytes]:
+    """The call that sends a ModelInferRequest from the file `body`, written here, and the answer to a first one.
+
+    Raises Failed where there is none.
+    """
+    options = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        try:
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PATH)
+            answer = call(message, timeout=_CALL_SECONDS, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise Failed(f"ModelInfer answered {error.code().name}: {error.details()}") from error
+    _write(body, _PREFIX.pack(0, len(message)) + message)
+    return Call(address, PATH, _GRPC_HEADERS, body, False, _PREFIX.size + len(answer)), answer
+
+
+def _write(path: Path, body: bytes) -> Path:
+    if not path.exists() or path.read_bytes() != body:
+        path.write_bytes(body)
+    return path
 
 
 def _probabilities(message: bytes) -> NDArray[np.float32]:

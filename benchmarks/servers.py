@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks import echo, venvs
 from benchmarks.payload import Call, Payloads, Shape
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 NATIVE, GRPCIO = "inferd native", "inferd grpcio"
 ECHO_AIO, ECHO_FRONT = "echo grpc.aio", "echo pygrpc-native"
 _START_SECONDS = 90.0
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,7 @@ def started(server: Server, payloads: Payloads, logs: Path, ready: Shape) -> Ite
     log = logs / f"{server.name.replace(' ', '-').lower()}.log"
     with Started(server.command(port), log, server.environment) as process:
         address = f"127.0.0.1:{port}"
-        _await_port(process, port)
-        _await_answer(server, process, address, payloads, ready)
+        await_answer(process, port, lambda: _call(server, address, payloads, ready))
         yield Running(server, process, address, payloads)
 
 
@@ -193,6 +194,23 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def await_answer(process: Started, port: int, ask: Callable[[], _Answer]) -> _Answer:
+    """Asks a server that was just started until there is an answer. Raises Failed where there is none in time."""
+    ends = time.monotonic() + _START_SECONDS
+    _await_port(process, port, ends)
+    while True:
+        process.check()
+        try:
+            return ask()
+        except Failed as failure:
+            # Listening comes before serving: the model may still be loading.
+            if time.monotonic() > ends:
+                raise Failed(
+                    f"did not answer rightly within {_START_SECONDS:g} s: {failure}: {process.tail()}"
+                ) from failure
+            time.sleep(0.1)
+
+
 def connect(port: int) -> None:
     """Opens a connection and closes it. Raises OSError where nothing listens."""
     socket.create_connection(("127.0.0.1", port), 1).close()
@@ -206,8 +224,7 @@ def _call(server: Server, address: str, payloads: Payloads, shape: Shape) -> Cal
     return payloads.grpc_call(address, shape)
 
 
-def _await_port(process: Started, port: int) -> None:
-    ends = time.monotonic() + _START_SECONDS
+def _await_port(process: Started, port: int, ends: float) -> None:
     while time.monotonic() < ends:
         process.check()
         with contextlib.suppress(OSError):
@@ -215,20 +232,3 @@ def _await_port(process: Started, port: int) -> None:
             return
         time.sleep(0.01)
     raise Failed(f"did not listen within {_START_SECONDS:g} s: {process.tail()}")
-
-
-def _await_answer(server: Server, process: Started, address: str, payloads: Payloads, shape: Shape) -> None:
-    ends = time.monotonic() + _START_SECONDS
-    while True:
-        process.check()
-        try:
-            _call(server, address, payloads, shape)
-        except Failed as failure:
-            # Listening comes before serving: the model may still be loading.
-            if time.monotonic() > ends:
-                raise Failed(
-                    f"did not answer rightly within {_START_SECONDS:g} s: {failure}: {process.tail()}"
-                ) from failure
-            time.sleep(0.1)
-        else:
-            return

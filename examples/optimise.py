@@ -1,6 +1,6 @@
 """From data to an optimised model that is served: train, export, make smaller, optimise, publish, compare with Keras.
 
-    python examples/optimise.py cnn            images, a pruned successor among the candidates
+    python examples/optimise.py cnn            images
     python examples/optimise.py transformer    text
     python examples/optimise.py lstm
 
@@ -23,9 +23,9 @@ from inferd_training.data import datasets
 from tqdm import tqdm
 
 DATASETS = {"cnn": "fashion-mnist", "transformer": "manpages", "lstm": "manpages"}
-SUCCESSORS = {"cnn": ("prune", "--sparsity", "0.25", "--epochs", "8", "--alpha", "1", "--temperature", "2")}
+SUCCESSOR = ("prune", "--sparsity", "0.25", "--epochs", "8", "--alpha", "1", "--temperature", "2", "--keep")
 """How a smaller model is trained to take the original's place: by the original's answers, so that it gives the same
-ones, and not only as good ones."""
+ones, and not only as good ones. It is one candidate among the others, and judged as they are."""
 ROWS_PER_REQUEST = 64
 REQUESTS_IN_FLIGHT = 8
 
@@ -47,21 +47,16 @@ def main() -> int:
     arguments = parser.parse_args()
     folder: Path = arguments.output / arguments.family
     run, export, optimised = folder / "run", folder / "export", folder / "optimised"
+    smaller, successor = folder / "smaller-run", folder / "smaller"
     repository = folder / "repository"
     steps: list[tuple[Path, *tuple[str | Path, ...]]] = [
         (run, "train", "--dataset", DATASETS[arguments.family], "--family", arguments.family, "--output", run),
         (export, "export", run, "--output", export),
+        (smaller, SUCCESSOR[0], run, *SUCCESSOR[1:], "--output", smaller),
+        (successor, "export", smaller, "--output", successor),
     ]
     flags = ["--max-accuracy-drop", str(arguments.max_accuracy_drop)]
-    flags += ["--min-agreement", str(arguments.min_agreement)]
-    if arguments.family in SUCCESSORS:
-        method, *how = SUCCESSORS[arguments.family]
-        smaller, successor = folder / "smaller-run", folder / "smaller"
-        steps += [
-            (smaller, method, run, *how, "--keep", "--output", smaller),
-            (successor, "export", smaller, "--output", successor),
-        ]
-        flags += ["--also", str(successor)]
+    flags += ["--min-agreement", str(arguments.min_agreement), "--also", str(successor)]
     for made, *command in steps:
         if not made.exists():
             heading(str(command[0]))
