@@ -37,10 +37,12 @@ from inferd_server.observability import log
 from inferd_server.repository.lifecycle import State
 from inferd_server.repository.manager import RepositoryManager
 from inferd_server.runtime import options
+from inferd_server.runtime.cuda_regions import CudaRegions
 from inferd_server.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from inferd_server.runtime.resources import available_cpus
 from inferd_server.scheduling.observer import together
-from inferd_server.shared_memory import Regions, most_regions
+from inferd_server.shared_memory.regions import Regions
+from inferd_server.shared_memory.system import most_regions
 from inferd_server.signals import SignalCounter
 from inferd_server.workers import Link, Report
 
@@ -70,13 +72,14 @@ def run(config: ServerConfig, link: Link | None = None) -> int:
     observe = together([part.observe for part in (access_log, traces) if part])
     backend = OnnxRuntimeBackend(config.device, threads, options.from_config(config))
     repository = RepositoryManager(config, backend, observe)
-    asyncio.run(_serve(config, repository, access_log, traces, link))
+    asyncio.run(_serve(config, repository, backend.on_gpu, access_log, traces, link))
     return 0
 
 
 async def _serve(
     config: ServerConfig,
     repository: RepositoryManager,
+    on_gpu: bool,
     access_log: AccessLog | None,
     traces: Traces | None,
     link: Link | None,
@@ -92,7 +95,7 @@ async def _serve(
             StatisticsService(repository, source),
             RepositoryService(repository),
             SystemSharedMemory(regions),
-            CudaSharedMemory(),
+            CudaSharedMemory(regions, CudaRegions() if on_gpu else None),
             LoggingExtension(config),
             TraceExtension(config, repository, traces.sample if traces else None),
         ],

@@ -18,7 +18,7 @@ from inferd_protocol.datatypes import BYTES, Datatype
 from inferd_protocol.tensors import Tensor
 
 from inferd_server.errors import ServerError
-from inferd_server.shared_memory import Window
+from inferd_server.shared_memory.regions import Window
 
 Content: TypeAlias = memoryview | Tensor | Window
 """A tensor's elements in row-major order: bytes as they were received, an array, or a part of shared memory that is

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from inferd_server.shared_memory import FOLDER
+from inferd_server.shared_memory.system import FOLDER
 from support import models
 from support.limits import MAX_BATCH_SIZE, MAX_MESSAGE_SIZE
 from support.server import ServerProcess, serve
@@ -337,8 +337,8 @@ def test_cuda_shared_memory_is_not_there_and_says_so(client: triton.InferenceSer
     # What every client does before it begins.
     client.unregister_cuda_shared_memory()
     message = refusal(client, "NOT_FOUND", lambda: client.get_cuda_shared_memory_status("gpu"))
-    assert "CUDA shared memory region 'gpu' is not registered" in message
-    with pytest.raises(InferenceServerException, match="does not have CUDA shared memory: use system") as caught:
+    assert "shared memory region 'gpu' is not registered" in message
+    with pytest.raises(InferenceServerException, match="no model of this server runs on a GPU: use system") as caught:
         client.register_cuda_shared_memory("gpu", b"AAAA", 0, 64)
     assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
 

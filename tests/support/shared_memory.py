@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inferd_protocol import grpc_service_pb2 as pb
-from inferd_server.shared_memory import FOLDER
+from inferd_server.shared_memory.system import FOLDER
 
 DATA = bytes(range(256))
 

@@ -18,7 +18,7 @@ from inferd_server.errors import ServerError
 from inferd_server.repository.response_cache import ServableCache
 from inferd_server.request import Content, Reply
 from inferd_server.scheduling.work import Finish, Layout
-from inferd_server.shared_memory import Window
+from inferd_server.shared_memory.regions import Window
 
 _LENGTH = struct.Struct("<Q")
 _DIGEST_BYTES = 32

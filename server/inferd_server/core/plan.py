@@ -18,7 +18,7 @@ from inferd_server.repository.servable import Servable
 from inferd_server.request import AnswerForm, Reply, RequestForm
 from inferd_server.runtime.backend import Signature
 from inferd_server.scheduling.work import Layout
-from inferd_server.shared_memory import Window
+from inferd_server.shared_memory.regions import Window
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ from inferd_server.errors import InvalidRequest, MalformedMessage
 from inferd_server.frontend.parameters import integer, shared_ranges
 from inferd_server.frontend.sequence_parameters import sequence_step
 from inferd_server.request import AnswerForm, Content, RequestedOutput, RequestForm, SequenceStep, TensorForm
-from inferd_server.shared_memory import NO_REGIONS, Range, Regions, Window
+from inferd_server.shared_memory.regions import NO_REGIONS, Range, Regions, Window
 
 _RESPONSE_ID = pb.ModelInferResponse.ID_FIELD_NUMBER
 _RAW_OUTPUT_CONTENTS = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER

@@ -24,7 +24,7 @@ from inferd_server.request import (
     SequenceStep,
     SharedMemoryRequest,
 )
-from inferd_server.shared_memory import NO_REGIONS, Range, Regions, Window
+from inferd_server.shared_memory.regions import NO_REGIONS, Range, Regions, Window
 
 _FIELD = pb.ModelInferRequest
 _MODEL_NAME, _MODEL_VERSION, _ID = (

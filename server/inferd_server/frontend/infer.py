@@ -10,7 +10,7 @@ from inferd_server.frontend.access_log import AccessLog
 from inferd_server.frontend.call import Call
 from inferd_server.frontend.decoder import RequestDecoder, addressee
 from inferd_server.scheduling.scheduler import Scheduler
-from inferd_server.shared_memory import Regions
+from inferd_server.shared_memory.regions import Regions
 
 if TYPE_CHECKING:
     from inferd_server.frontend.tracing import Traces

@@ -8,7 +8,7 @@ from inferd_protocol import grpc_service_pb2 as pb
 from inferd_protocol.reasons import Parameter
 
 from inferd_server.errors import InvalidRequest
-from inferd_server.shared_memory import Range
+from inferd_server.shared_memory.regions import Range
 
 _SHARED_MEMORY = (
     Parameter.SHARED_MEMORY_REGION,

@@ -58,8 +58,8 @@ class CudaMemory:
 
     device = "cuda"
 
-    def __init__(self) -> None:
-        self._library = _library()
+    def __init__(self, library: ctypes.CDLL | None = None) -> None:
+        self._library = library or _library()
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
 
     def host(self, nbytes: int) -> NDArray[np.uint8]:

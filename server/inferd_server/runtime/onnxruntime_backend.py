@@ -60,10 +60,15 @@ class OnnxRuntimeBackend:
         # Sessions report their failures by exceptions; warnings on stderr would say it twice.
         ort.set_default_logger_severity(_ERROR_SEVERITY)
         # GPUs have no use for the CPU's options.
-        tuned = self._asked.tune.on and self._providers[0] == CPU_PROVIDER
+        tuned = self._asked.tune.on and not self.on_gpu
         self._tuner = Tuner(self._asked.tune, TuningCache(self._asked.cache)) if tuned else None
         if self._asked.tune.on and not tuned:
             _LOG.info("--tune on is for models on the CPU: on %s nothing is measured", self._providers[0])
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether models run on a GPU."""
+        return self._providers[0] != CPU_PROVIDER
 
     def load(self, path: Path, settings: SessionSettings = DEFAULT_SETTINGS) -> RuntimeModel:
         """Loads an ONNX file, and the files that it keeps weights in.
@@ -127,7 +132,7 @@ class OnnxRuntimeBackend:
         options.log_severity_level = _ERROR_SEVERITY
         # Threads that spin for work take the CPU from the threads that decode and answer.
         entries: Mapping[str, str] = {SPINNING: "0", **settings.entries}
-        if self._providers[0] != CPU_PROVIDER:
+        if self.on_gpu:
             entries = provider_options.session_entries(self._asked.gpu, entries)
         for key, value in entries.items():
             options.add_session_config_entry(key, value)

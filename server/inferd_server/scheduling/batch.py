@@ -12,7 +12,7 @@ from inferd_protocol.tensors import Tensor
 from inferd_server.errors import RuntimeFailure, ServerError
 from inferd_server.request import Content
 from inferd_server.scheduling.work import Layout, Slice, Work
-from inferd_server.shared_memory import Window
+from inferd_server.shared_memory.regions import Window
 
 _LOG = logging.getLogger(__name__)
 

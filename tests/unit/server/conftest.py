@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from inferd_server.shared_memory import Regions
+from inferd_server.shared_memory.regions import Regions
+from inferd_server.shared_memory.system import register
 from support.shared_memory import DATA, shared_object
 
 
@@ -19,5 +20,5 @@ def key() -> Iterator[str]:
 def regions(key: str) -> Regions:
     """With region `r`: bytes 16 to 216 of DATA."""
     made = Regions(most=4)
-    made.register("r", key, 16, 200)
+    register(made, "r", key, 16, 200)
     return made

@@ -19,7 +19,8 @@ from inferd_server.errors import (
     ServerError,
     TooManyRegions,
 )
-from inferd_server.shared_memory import FOLDER, Range, Region, Regions, Window, most_regions
+from inferd_server.shared_memory.regions import Range, Regions, Window
+from inferd_server.shared_memory.system import FOLDER, SystemRegion, most_regions, register
 from support.shared_memory import DATA, open_files, shared_object
 
 
@@ -35,8 +36,8 @@ def test_a_window_reads_and_writes_its_bytes_and_no_others(regions: Regions, key
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_key_is_what_shm_open_takes(key: str, slash: str) -> None:
     regions = Regions(most=1)
-    regions.register("r", slash + key, 0, 256)
-    assert [(region.name, region.key, region.offset, region.byte_size) for region in regions.status()] == [
+    register(regions, "r", slash + key, 0, 256)
+    assert [(region.name, region.key, region.offset, region.byte_size) for region in regions.status(SystemRegion)] == [
         ("r", slash + key, 0, 256)
     ]
 
@@ -48,8 +49,8 @@ def test_a_key_is_what_shm_open_takes(key: str, slash: str) -> None:
 def test_a_key_that_is_a_path_or_no_name_is_refused(hostile: str) -> None:
     regions = Regions(most=1)
     with pytest.raises(InvalidRequest, match="expected the name of a shared memory object"):
-        regions.register("r", hostile, 0, 1)
-    assert not regions.status()
+        register(regions, "r", hostile, 0, 1)
+    assert not regions.status(SystemRegion)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
         path.unlink()
         path.symlink_to(target)
         with pytest.raises(InvalidRequest, match="cannot be opened: Too many levels of symbolic links"):
-            Regions(most=1).register("r", path.name, 0, 6)
+            register(Regions(most=1), "r", path.name, 0, 6)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
@@ -69,7 +70,7 @@ def test_what_is_no_file_is_refused_at_once(make: Any) -> None:
         make(path)
         try:
             with pytest.raises(InvalidRequest, match=r"no shared memory object|Is a directory"):
-                Regions(most=1).register("r", path.name, 0, 1)
+                register(Regions(most=1), "r", path.name, 0, 1)
         finally:
             path.rmdir() if path.is_dir() else path.unlink()
 
@@ -78,7 +79,7 @@ def test_what_is_no_file_is_refused_at_once(make: Any) -> None:
 def test_what_the_server_may_not_open_is_refused(key: str) -> None:
     (FOLDER / key).chmod(0)
     with pytest.raises(InvalidRequest, match="cannot be opened: Permission denied"):
-        Regions(most=1).register("r", key, 0, 1)
+        register(Regions(most=1), "r", key, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -98,23 +99,23 @@ def test_a_registration_that_makes_no_sense(
 ) -> None:
     before = open_files()
     with pytest.raises(error, match=text):
-        regions.register(name, key, offset, byte_size)
-    assert [region.name for region in regions.status()] == ["r"]
+        register(regions, name, key, offset, byte_size)
+    assert [region.name for region in regions.status(SystemRegion)] == ["r"]
     assert open_files() == before
 
 
 def test_a_key_that_is_not_there() -> None:
     with pytest.raises(InvalidRequest, match="'gone', which cannot be opened: No such file"):
-        Regions(most=1).register("r", "gone", 0, 1)
+        register(Regions(most=1), "r", "gone", 0, 1)
 
 
 def test_regions_are_bounded(regions: Regions, key: str) -> None:
     for number in range(3):
-        regions.register(str(number), key, 0, 1)
+        register(regions, str(number), key, 0, 1)
     with pytest.raises(TooManyRegions, match="4 shared memory regions are registered"):
-        regions.register("more", key, 0, 1)
-    regions.unregister("0")
-    regions.register("more", key, 0, 1)
+        register(regions, "more", key, 0, 1)
+    regions.unregister("0", SystemRegion)
+    register(regions, "more", key, 0, 1)
     assert 0 < most_regions() <= 1024
 
 
@@ -123,15 +124,15 @@ def test_one_of_many_who_register_a_name_at_once_gets_it(key: str) -> None:
     outcomes: list[str] = []
     together = threading.Barrier(16)
 
-    def register(size: int) -> None:
+    def one(size: int) -> None:
         together.wait()
         try:
-            regions.register("r", key, 0, size)
+            register(regions, "r", key, 0, size)
             outcomes.append("registered")
         except RegionExists:
             outcomes.append("refused")
 
-    threads = [threading.Thread(target=register, args=(size,)) for size in range(1, 17)]
+    threads = [threading.Thread(target=one, args=(size,)) for size in range(1, 17)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -142,19 +143,19 @@ def test_one_of_many_who_register_a_name_at_once_gets_it(key: str) -> None:
 def test_an_unregistered_region_is_open_until_its_last_user_is_done(regions: Regions, key: str) -> None:
     path = str(FOLDER / key)
     window = regions.window("x", Range("r", 0, 4))
-    regions.unregister("r")
-    regions.unregister("never there")
+    regions.unregister("r", SystemRegion)
+    regions.unregister("never there", SystemRegion)
     assert window.read() == DATA[16:20]
     assert path in open_files()
     with pytest.raises(RegionNotFound, match="tensor 'x' is in shared memory region 'r', which is not registered"):
         regions.window("x", Range("r", 0, 4))
     with pytest.raises(RegionNotFound, match="region 'r' is not registered"):
-        regions.status("r")
+        regions.status(SystemRegion, "r")
     del window
     assert path not in open_files()
-    regions.register("r", key, 0, 1)
-    regions.unregister_all()
-    assert not regions.status()
+    register(regions, "r", key, 0, 1)
+    regions.unregister_all(SystemRegion)
+    assert not regions.status(SystemRegion)
     assert path not in open_files()
 
 
@@ -170,7 +171,7 @@ def test_a_file_that_was_cut_short_is_an_error_and_no_signal(regions: Regions, k
 
 
 def test_a_write_that_the_system_refuses_is_an_error_of_the_call(key: str) -> None:
-    read_only = Region("r", key, 0, 256, os.open(FOLDER / key, os.O_RDONLY))
+    read_only = SystemRegion("r", key, 0, 256, os.open(FOLDER / key, os.O_RDONLY))
     with pytest.raises(RuntimeFailure, match="shared memory region 'r' cannot be written: Bad file descriptor"):
         Window(read_only, 0, 8).write(memoryview(b"x" * 8))
 
@@ -185,10 +186,10 @@ def test_where_it_is_switched_off_nothing_can_be_registered(key: str) -> None:
     regions = Regions(most=1, refusal="off")
     assert not regions.enabled
     with pytest.raises(NotBuilt, match="off"):
-        regions.register("r", key, 0, 1)
-    regions.unregister("r")
-    regions.unregister_all()
-    assert not regions.status()
+        register(regions, "r", key, 0, 1)
+    regions.unregister("r", SystemRegion)
+    regions.unregister_all(SystemRegion)
+    assert not regions.status(SystemRegion)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from inferd_server.frontend.decoder import RequestDecoder
 from inferd_server.request import AnswerForm, SharedMemoryRequest
 from inferd_server.scheduling.batch import gather
 from inferd_server.scheduling.work import Assembly, Layout, Work
-from inferd_server.shared_memory import FOLDER, Range, Regions
+from inferd_server.shared_memory.regions import Range, Regions
+from inferd_server.shared_memory.system import FOLDER, SystemRegion
 from support.shared_memory import DATA, message, parameters
 
 
@@ -45,7 +46,7 @@ def numbers(start: int, rows: int) -> list[list[int]]:
 
 def test_shared_memory_is_read_when_the_batch_is_gathered(regions: Regions, key: str) -> None:
     alone = work(regions.window("x", Range("r", 0, 12)), rows=3)
-    os.pwrite(regions.status("r")[0].file, DATA[100:102], 16)
+    os.pwrite(regions.status(SystemRegion, "r")[0].file, DATA[100:102], 16)
     (array,) = gather([(alone, 0, 3)], 3)
     assert array.tolist() == [[numbers(100, 1)[0][0], numbers(16, 1)[0][1]], *numbers(20, 2)]
 
@@ -120,7 +121,7 @@ def test_a_request_finishes_in_a_region_that_was_unregistered_meanwhile(regions:
     sent = message(parameters(), outputs=(parameters(offset=100),))
     request = RequestDecoder(regions).decode(sent)
     assert isinstance(request, SharedMemoryRequest)
-    regions.unregister_all()
+    regions.unregister_all(SystemRegion)
     (FOLDER / key).unlink()
     layout = Layout.of([np.dtype("<f4")], [()], batched=True)
     waiting = Work(request.contents, 2, layout, Nobody(), lambda reply, outputs: None)  # type: ignore[arg-type]

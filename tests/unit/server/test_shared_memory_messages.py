@@ -20,7 +20,8 @@ from inferd_server.errors import (
 from inferd_server.frontend.codec import decode_message
 from inferd_server.frontend.decoder import RequestDecoder
 from inferd_server.request import InferenceRequest, SharedMemoryRequest
-from inferd_server.shared_memory import FOLDER, Regions, Window
+from inferd_server.shared_memory.regions import Regions, Window
+from inferd_server.shared_memory.system import FOLDER, SystemRegion, register
 from support.shared_memory import DATA, message, open_files, parameters, shared_object
 
 
@@ -79,10 +80,10 @@ def test_heads_with_shared_memory_are_remembered_and_regions_are_not(
     places = (parameters(offset=8), *[None] * len(raw), parameters())
     decoder = RequestDecoder(regions)
     first = decoder.decode(message(*places, raw=raw, outputs=outputs, request_id="1"))
-    regions.unregister("r")
+    regions.unregister("r", SystemRegion)
     with pytest.raises(RegionNotFound):
         decoder.decode(message(*places, raw=raw, outputs=outputs, request_id="2"))
-    regions.register("r", key, 17, 100)
+    register(regions, "r", key, 17, 100)
     again = decoder.decode(message(*places, raw=tuple(part.upper() for part in raw), outputs=outputs, request_id="3"))
     assert again.form is first.form
     assert again.id == "3"
@@ -96,7 +97,7 @@ def test_heads_with_shared_memory_are_remembered_and_regions_are_not(
             else [32]
         )
     path = str(FOLDER / key)
-    regions.unregister_all()
+    regions.unregister_all(SystemRegion)
     del first, again
     assert path not in open_files(), "what is remembered must not keep regions open"
 
@@ -110,7 +111,7 @@ def test_a_head_that_names_another_range_is_another_one(regions: Regions) -> Non
 def test_text_in_shared_memory() -> None:
     with shared_object(64, b"\1\0\0\0a\2\0\0\0bc") as path:
         regions = Regions(most=1)
-        regions.register("r", path.name, 0, 64)
+        register(regions, "r", path.name, 0, 64)
         decoded = decode_message(message(parameters(byte_size=11), datatype="BYTES"), regions)
     (array,) = decoded.contents
     assert isinstance(array, np.ndarray)
@@ -159,7 +160,7 @@ def told(decode: Callable[[], tuple[Any, ...]]) -> object:
 def test_any_sequence_of_messages_is_decoded_as_if_each_were_parsed(sequence: list[bytes]) -> None:
     with shared_object(256, DATA) as path:
         regions = Regions(most=1)
-        regions.register("r", path.name, 16, 200)
+        register(regions, "r", path.name, 16, 200)
         decoder = RequestDecoder(regions)
 
         def remembered(sent: bytes) -> tuple[Any, ...]:

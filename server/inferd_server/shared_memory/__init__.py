@@ -1,0 +1,1 @@
+"""Memory of clients that tensors lie in, in place of the message."""
