@@ -53,7 +53,7 @@ class ControlMode(StrEnum):
 
 
 class SharedMemory(StrEnum):
-    """Whether clients may register system shared memory."""
+    """Whether clients may register shared memory."""
 
     AUTO = "auto"
     ON = "on"
@@ -196,8 +196,8 @@ class ServerConfig:
     grpc_root_cert: Path | None = _setting("PEM certificates that client certificates are checked against", parse=Path)
     grpc_use_ssl_mutual: bool = _setting("require client certificates", default=False, parse=bool)
     shared_memory: SharedMemory = _setting(
-        "whether clients may register system shared memory, which whoever can call the server then reads and writes "
-        "as the server's user; auto says on where only this host can call it and there is one worker",
+        "whether clients may register shared memory, of the system or of a GPU, which whoever can call the server then "
+        "reads and writes as the server's user; auto says on where only this host can call it and there is one worker",
         default=SharedMemory.AUTO,
         parse=SharedMemory,
     )
@@ -254,7 +254,7 @@ class ServerConfig:
 
     @property
     def shared_memory_refusal(self) -> str:
-        """Why clients may not register system shared memory, one sentence; empty where they may."""
+        """Why clients may not register shared memory, one sentence; empty where they may."""
         match self.shared_memory:
             case SharedMemory.ON:
                 return ""
