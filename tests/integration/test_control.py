@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from inferd_protocol.methods import METHODS
 from inferd_protocol.reasons import REASON_KEY
 from support import models
 from support.server import ServerProcess, serve
+from support.waiting import until
 from tritonclient.utils import InferenceServerException
 
 SECONDS = 60
@@ -85,13 +85,6 @@ def index(client: triton.InferenceServerClient) -> dict[tuple[str, str], tuple[s
     return {
         (model.name, model.version): (model.state, model.reason) for model in client.get_model_repository_index().models
     }
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Asks the server again and again."""
-    ends = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < ends, "it did not happen"
 
 
 def refused(call: Callable[[], object]) -> tuple[str, str]:

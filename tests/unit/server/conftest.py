@@ -1,12 +1,13 @@
-"""Shared memory for one test, with a region registered in it."""
+"""What several files need: shared memory with a region registered in it, and sequence batchers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from inferd_server.shared_memory.regions import Regions
 from inferd_server.shared_memory.system import register
+from support.sequences import Bench
 from support.shared_memory import DATA, shared_object
 
 
@@ -22,3 +23,21 @@ def regions(key: str) -> Regions:
     made = Regions(most=4)
     register(made, "r", key, 16, 200)
     return made
+
+
+@pytest.fixture
+def make_bench() -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def build(*arguments: object, **options: object) -> Bench:
+        benches.append(Bench(*arguments, **options))  # type: ignore[arg-type]
+        return benches[-1]
+
+    yield build
+    for bench in benches:
+        assert bench.batcher.close(1.0)
+
+
+@pytest.fixture
+def bench(make_bench: Callable[..., Bench]) -> Bench:
+    return make_bench()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
@@ -29,6 +28,7 @@ from inferd_server.scheduling.pipeline import Pipeline
 from inferd_server.scheduling.request_queue import RequestQueue
 from inferd_server.scheduling.scheduler import Closed, Scheduler
 from inferd_server.scheduling.work import Layout, Work
+from support.waiting import until
 
 SECONDS = 30.0
 FP32 = BY_NAME["FP32"]
@@ -88,13 +88,6 @@ class Caller:
 
     def error(self) -> BaseException | None:
         return self.future.exception(SECONDS)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Looks again and again, as other threads come to it."""
-    ends = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < ends, "it did not happen"
 
 
 def finish(reply: object, outputs: Sequence[np.ndarray]) -> None:
