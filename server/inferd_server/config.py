@@ -29,6 +29,14 @@ class Device(StrEnum):
     TENSORRT = "tensorrt"
 
 
+class Precision(StrEnum):
+    """What engines may calculate in, where that is faster; in single precision they always may."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
 class Tune(StrEnum):
     """Whether session options are chosen by measuring, once for each model."""
 
@@ -136,8 +144,11 @@ class ServerConfig:
         default=False,
         parse=bool,
     )
-    tensorrt_fp16: bool = _setting(
-        "with --device tensorrt: let engines calculate in FP16 where that is faster", default=False, parse=bool
+    tensorrt_precision: Precision = _setting(
+        "with --device tensorrt: let engines calculate in this too where it is faster; models and their inputs and "
+        "outputs stay as they are",
+        default=Precision.FP32,
+        parse=Precision,
     )
     tune: Tune = _setting(
         "on measures on the CPU, once a model, which session options run it fastest, and keeps what it found in "
@@ -280,8 +291,10 @@ class ServerConfig:
             raise ConfigurationError(
                 "--cuda-graphs and --gpu-arena-shrinkage exclude each other: a captured graph keeps its memory"
             )
-        if self.tensorrt_fp16 and self.device is not Device.TENSORRT:
-            raise ConfigurationError(f"--tensorrt-fp16 needs --device tensorrt, got --device {self.device}")
+        if self.tensorrt_precision is not Precision.FP32 and self.device is not Device.TENSORRT:
+            raise ConfigurationError(
+                f"--tensorrt-precision {self.tensorrt_precision} needs --device tensorrt, got --device {self.device}"
+            )
 
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from inferd_client import Client
-from inferd_server.config import Device
+from inferd_server.config import Device, Precision
 from inferd_server.errors import ConfigurationError
 from inferd_server.repository.warm_up import prepare_samples
 from inferd_server.runtime.backend import RuntimeModel, SessionSettings
@@ -102,17 +102,21 @@ def test_fp16_answers_as_the_cpu(tmp_path: Path, graphs: bool) -> None:
     check(tmp_path, load(path, Device.CUDA, tmp_path, GpuOptions(cuda_graphs=graphs)), path, 3e-2)
 
 
-@pytest.mark.parametrize("fp16", [False, True], ids=["fp32", "fp16"])
-def test_tensorrt_answers_as_the_cpu_and_keeps_its_engines(tmp_path: Path, fp16: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [(Precision.FP32, 1e-3), (Precision.FP16, 3e-2), (Precision.BF16, 2e-1)]
+)
+def test_tensorrt_answers_as_the_cpu_and_keeps_its_engines(
+    tmp_path: Path, precision: Precision, tolerance: float
+) -> None:
     try:
         providers(Device.TENSORRT)
     except ConfigurationError as error:
         pytest.skip(str(error))
     path = models.write(tmp_path, "m", convolution())
-    options = GpuOptions(tensorrt_fp16=fp16)
+    options = GpuOptions(tensorrt_precision=precision)
     model = load(path, Device.TENSORRT, tmp_path, options)
     assert model.provider == "TensorrtExecutionProvider"
-    check(tmp_path, model, path, 3e-2 if fp16 else 1e-3)
+    check(tmp_path, model, path, tolerance)
     engines = {file: file.stat().st_mtime_ns for file in tmp_path.glob("tensorrt/*/*.engine")}
     assert engines
     load(path, Device.TENSORRT, tmp_path, options).close()

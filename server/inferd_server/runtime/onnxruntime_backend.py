@@ -152,10 +152,12 @@ class OnnxRuntimeBackend:
 
     def _tensorrt(self, path: Path, settings: SessionSettings) -> Mapping[str, str]:
         folder = self._asked.cache / "tensorrt" / fingerprint.gpu_model().replace("/", "-").replace(" ", "-")
-        fp16 = self._asked.gpu.tensorrt_fp16
+        precision = self._asked.gpu.tensorrt_precision
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            prefix = provider_options.engine_prefix(fingerprint.sha256(path), ort.__version__, tensorrt_version(), fp16)
+            prefix = provider_options.engine_prefix(
+                fingerprint.sha256(path), ort.__version__, tensorrt_version(), precision
+            )
         except OSError as error:
             raise LoadError(f"TensorRT needs a folder that can be written, see --cache-dir: {error}") from error
         return provider_options.tensorrt(self._asked.gpu, folder, prefix, _signature(path), settings.most_rows)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inferd_server.config import ServerConfig, Tune
+from inferd_server.config import Precision, ServerConfig, Tune
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class GpuOptions:
     memory_limit_bytes: int = 0
     """Of each model's arena; 0 for no limit."""
     arena_shrinkage: bool = False
-    tensorrt_fp16: bool = False
+    tensorrt_precision: Precision = Precision.FP32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def from_config(config: ServerConfig) -> RuntimeOptions:
             cuda_graphs=config.cuda_graphs,
             memory_limit_bytes=config.gpu_memory_limit_bytes,
             arena_shrinkage=config.gpu_arena_shrinkage,
-            tensorrt_fp16=config.tensorrt_fp16,
+            tensorrt_precision=config.tensorrt_precision,
         ),
         tune=TuneOptions(
             on=config.tune is Tune.ON,

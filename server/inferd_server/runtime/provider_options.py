@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from inferd_server.config import Precision
 from inferd_server.runtime.backend import Signature
 from inferd_server.runtime.options import GpuOptions
 
@@ -57,7 +58,8 @@ def tensorrt(options: GpuOptions, folder: Path, prefix: str, signature: Signatur
         "trt_engine_cache_prefix": prefix,
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
-        "trt_fp16_enable": str(int(options.tensorrt_fp16)),
+        "trt_fp16_enable": str(int(options.tensorrt_precision is Precision.FP16)),
+        "trt_bf16_enable": str(int(options.tensorrt_precision is Precision.BF16)),
     }
     profile = None if signature is None else _profile(signature, most_rows)
     if profile:
@@ -66,9 +68,9 @@ def tensorrt(options: GpuOptions, folder: Path, prefix: str, signature: Signatur
     return made
 
 
-def engine_prefix(model_sha256: str, runtime_version: str, tensorrt_version: str, fp16: bool) -> str:
+def engine_prefix(model_sha256: str, runtime_version: str, tensorrt_version: str, precision: Precision) -> str:
     """Begins the names of a model's engine files: another model, version or precision never finds them."""
-    return f"{model_sha256[:32]}-ort{runtime_version}-trt{tensorrt_version}-{'fp16' if fp16 else 'fp32'}"
+    return f"{model_sha256[:32]}-ort{runtime_version}-trt{tensorrt_version}-{precision}"
 
 
 def session_entries(options: GpuOptions, entries: Mapping[str, str]) -> Options:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from inferd_protocol.datatypes import BY_NAME
-from inferd_server.config import Device, ServerConfig, Tune
+from inferd_server.config import Device, Precision, ServerConfig, Tune
 from inferd_server.errors import ConfigurationError
 from inferd_server.runtime import options, provider_options
 from inferd_server.runtime.backend import Dim, Signature, TensorSpec
@@ -38,10 +38,18 @@ def test_engines_are_kept_and_fit_every_batch() -> None:
     folder = Path("engines")
     made = provider_options.tensorrt(GpuOptions(), folder, "p", signature(("batch", 28, 28), (None,)), 64)
     assert (made["trt_engine_cache_enable"], made["trt_engine_cache_path"]) == ("1", "engines")
-    assert (made["trt_engine_cache_prefix"], made["trt_fp16_enable"]) == ("p", "0")
+    assert made["trt_engine_cache_prefix"] == "p"
     assert made["trt_profile_min_shapes"] == "x0:1x28x28,x1:1"
     assert made["trt_profile_opt_shapes"] == made["trt_profile_max_shapes"] == "x0:64x28x28,x1:64"
-    assert provider_options.tensorrt(GpuOptions(tensorrt_fp16=True), folder, "p", None, 64)["trt_fp16_enable"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("precision", "fp16", "bf16"),
+    [(Precision.FP32, "0", "0"), (Precision.FP16, "1", "0"), (Precision.BF16, "0", "1")],
+)
+def test_engines_calculate_in_what_was_asked_for(precision: Precision, fp16: str, bf16: str) -> None:
+    made = provider_options.tensorrt(GpuOptions(tensorrt_precision=precision), Path("engines"), "p", None, 64)
+    assert (made["trt_fp16_enable"], made["trt_bf16_enable"]) == (fp16, bf16)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +65,14 @@ def test_no_profile_is_made_up(unknown: Signature | None) -> None:
 def test_engines_of_another_model_version_or_precision_are_not_found() -> None:
     prefix = provider_options.engine_prefix
     made = {
-        prefix("a" * 64, "1.31", "101300", False),
-        prefix("b" * 64, "1.31", "101300", False),
-        prefix("a" * 64, "1.32", "101300", False),
-        prefix("a" * 64, "1.31", "101400", False),
-        prefix("a" * 64, "1.31", "101300", True),
+        prefix("a" * 64, "1.31", "101300", Precision.FP32),
+        prefix("b" * 64, "1.31", "101300", Precision.FP32),
+        prefix("a" * 64, "1.32", "101300", Precision.FP32),
+        prefix("a" * 64, "1.31", "101400", Precision.FP32),
+        prefix("a" * 64, "1.31", "101300", Precision.FP16),
+        prefix("a" * 64, "1.31", "101300", Precision.BF16),
     }
-    assert len(made) == 5
+    assert len(made) == 6
 
 
 def test_shrinking_keeps_weights_out_of_the_arena() -> None:
@@ -98,7 +107,10 @@ def test_flags_reach_the_runtime(tmp_path: Path) -> None:
     [
         ({"cuda_graphs": True}, "--cuda-graphs needs --device cuda, got --device auto"),
         ({"cuda_graphs": True, "device": Device.CUDA, "gpu_arena_shrinkage": True}, "exclude each other"),
-        ({"tensorrt_fp16": True, "device": Device.CUDA}, "--tensorrt-fp16 needs --device tensorrt, got --device cuda"),
+        (
+            {"tensorrt_precision": Precision.BF16, "device": Device.CUDA},
+            "--tensorrt-precision bf16 needs --device tensorrt, got --device cuda",
+        ),
         ({"gpu_memory_limit_bytes": -1}, "--gpu-memory-limit-bytes expects at least 0, got -1"),
         ({"tune_secs": 0.0}, "--tune-secs expects more than 0"),
         ({"tune_secs": float("nan")}, "--tune-secs expects more than 0"),
