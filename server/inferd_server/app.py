@@ -200,7 +200,11 @@ async def _follow(config: ServerConfig, server: Server, services: Services, repo
 async def _poll(config: ServerConfig, repository: RepositoryManager) -> None:
     while True:
         await asyncio.sleep(config.repository_poll_secs)
-        await run_in_background(repository.poll, "polling")
+        try:
+            await run_in_background(repository.poll, "polling")
+        except Exception:  # noqa: BLE001 - see below
+            # Whatever it was, a disk's failure say, the next look may succeed.
+            _LOG.exception("the repository could not be polled, what serves goes on")
 
 
 async def _agree(link: Link, report: Report, services: Services, stop: asyncio.Future[None]) -> None:

@@ -25,11 +25,15 @@ class ModelDirectory:
     config: Path | None
 
     def fingerprint(self, version: int) -> Fingerprint:
-        """What a version is made of at this moment: its own files and those beside the version folders."""
+        """What a version is made of at this moment: its own files and those beside the version folders.
+
+        Nothing where folders go while they are looked at: whoever looks next sees what has become of them.
+        """
         own = self.path / str(version)
-        files = [path for path in own.rglob("*") if path.is_file()] + [
-            path for path in self.path.iterdir() if path.is_file()
-        ]
+        try:
+            files = [path for path in (*own.rglob("*"), *self.path.iterdir()) if path.is_file()]
+        except FileNotFoundError:
+            return ()
         marks = []
         for path in sorted(files):
             try:
